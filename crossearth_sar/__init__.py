@@ -1,0 +1,19 @@
+"""CrossEarth-SAR: physics-guided sparse mixture-of-experts segmentation of SAR images."""
+
+from crossearth_sar.descriptors import sar_descriptors
+from crossearth_sar.errors import InputError
+from crossearth_sar.model import CrossEarthSAR, build_model, load_model, save_model
+from crossearth_sar.moe import PhysicsGuidedMoE, RoutingInfo
+from crossearth_sar.version import __version__
+
+__all__ = [
+    "CrossEarthSAR",
+    "InputError",
+    "PhysicsGuidedMoE",
+    "RoutingInfo",
+    "__version__",
+    "build_model",
+    "load_model",
+    "sar_descriptors",
+    "save_model",
+]
