@@ -1,0 +1,91 @@
+"""`sar_descriptors`: the public, validated door to the three SAR physical descriptors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crossearth_sar.backend import resolve_descriptor_backend
+from crossearth_sar.descriptors.reference import reference_descriptors
+from crossearth_sar.errors import InputError
+
+DESCRIPTOR_NAMES = ("directional entropy", "equivalent number of looks", "local roughness")
+MIN_SIDE = 3
+
+
+@torch.no_grad()
+def sar_descriptors(
+    image: Tensor,
+    *,
+    num_bins: int = 36,
+    block_size: int = 16,
+    flat_pixels: str = "include",
+    backend: str = "auto",
+    check_finite: bool = True,
+) -> Tensor:
+    """Three numbers of physics per image: [directional entropy (nats), ENL, local roughness].
+
+    Low entropy means few dominant directions, high ENL weak speckle, high roughness varied texture.
+    All are computed on X' = log(1 + |X|), of the image before any normalisation (METHOD eq. 1-7).
+
+    Args:
+        image: (B, 1, H, W) or (B, H, W), real of any dtype or complex (its magnitude counts); H, W >= 3.
+        num_bins: direction bins N over [-pi, pi).
+        block_size: side in pixels of the blocks whose means give the roughness.
+        flat_pixels: "include" counts a pixel without gradient at angle 0, "exclude" leaves it out.
+        backend: "auto" or "reference".
+        check_finite: refuse NaN and inf pixels; switch off where the data is known to be clean, to spare
+            the pass and, on a GPU, the synchronisation.
+
+    Returns:
+        (B, 3) float32 on the image's device, finite for every finite image; no gradient flows through it.
+
+    Raises:
+        InputError (a ValueError): for another shape, an empty or too small image, a parameter out of
+            range, or a NaN or inf pixel (with how many there are and where the first is).
+    """
+    image_BHW = _validated(image, num_bins, block_size, flat_pixels)
+    if check_finite:
+        _refuse_nonfinite(image_BHW)
+    resolve_descriptor_backend(backend)
+    if image_BHW.shape[0] == 0:
+        return image_BHW.new_zeros(0, 3, dtype=torch.float32)
+    return reference_descriptors(
+        image_BHW, num_bins=num_bins, block_size=block_size, flat_pixels=flat_pixels
+    )
+
+
+def _validated(image: Tensor, num_bins: int, block_size: int, flat_pixels: str) -> Tensor:
+    if not isinstance(image, Tensor):
+        raise InputError("sar_descriptors reads a torch tensor", got=type(image).__name__,
+                         expected="(B, 1, H, W) or (B, H, W)", fix="torch.as_tensor(image)")
+    shape = tuple(image.shape)
+    if image.ndim == 4 and shape[1] == 1:
+        image = image[:, 0]
+    elif image.ndim != 3:
+        raise InputError("sar_descriptors reads one band per image", got=f"shape {shape}",
+                         expected="(B, 1, H, W) or (B, H, W)",
+                         fix="add a batch axis with image[None], or choose one band with image[:, :1]")
+    if min(image.shape[1:]) < MIN_SIDE:
+        raise InputError("image too small for a 3x3 gradient", got=f"shape {shape}",
+                         expected=f"H and W of at least {MIN_SIDE}")
+    for name, value in (("num_bins", num_bins), ("block_size", block_size)):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} does not fit", got=repr(value), expected="an integer >= 1")
+    if flat_pixels not in ("include", "exclude"):
+        raise InputError("flat_pixels has no such choice", got=repr(flat_pixels),
+                         expected="'include' or 'exclude'")
+    return image
+
+
+def _refuse_nonfinite(image_BHW: Tensor) -> None:
+    if not (image_BHW.is_floating_point() or image_BHW.is_complex()):
+        return
+    bad = ~torch.isfinite(image_BHW)
+    count = int(bad.sum())
+    if count:
+        b, y, x = bad.nonzero()[0].tolist()
+        raise InputError("image holds pixels that are NaN or inf",
+                         got=f"{count} of {bad.numel()}, the first at image {b}, row {y}, column {x}",
+                         expected="finite pixels",
+                         fix="mask nodata to 0 first; check_finite=False skips this check")

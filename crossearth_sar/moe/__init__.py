@@ -1,0 +1,7 @@
+"""The sparse mixture of experts: router, dispatch, experts, layer."""
+
+from crossearth_sar.moe.layer import PhysicsGuidedMoE
+from crossearth_sar.moe.router import PhysicsGuidedRouter, RoutingInfo
+from crossearth_sar.moe.upcycle import upcycle_state_dict
+
+__all__ = ["PhysicsGuidedMoE", "PhysicsGuidedRouter", "RoutingInfo", "upcycle_state_dict"]

@@ -1,0 +1,42 @@
+"""E feed-forward experts as four stacked tensors: one grouped GEMM, and expert parallelism is a slice.
+
+B batch, T tokens, N routed rows, E experts, D dim, F hidden, K top-k.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from crossearth_sar.config import require
+from crossearth_sar.moe.dispatch import DispatchPlan, combine_rows, gather_rows
+from crossearth_sar.moe.grouped_gemm import ACTIVATIONS, grouped_ffn_reference
+
+
+class StackedExperts(nn.Module):
+    """w1 (E, F, D), b1 (E, F), w2 (E, D, F), b2 (E, D); each expert is linear, activation, linear."""
+
+    def __init__(self, num_experts: int, dim: int, hidden_dim: int, *, activation: str = "gelu") -> None:
+        super().__init__()
+        require(activation in ACTIVATIONS, "activation", activation, " | ".join(ACTIVATIONS))
+        self.activation = activation
+        self.w1 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
+        self.b1 = nn.Parameter(torch.zeros(num_experts, hidden_dim))
+        self.w2 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
+        self.b2 = nn.Parameter(torch.zeros(num_experts, dim))
+        nn.init.trunc_normal_(self.w1, std=0.02)
+        nn.init.trunc_normal_(self.w2, std=0.02)
+
+    def forward(self, x_TD: Tensor, gate_BTK: Tensor, plan: DispatchPlan) -> Tensor:
+        """(B*T, D) tokens -> (B*T, D): the gated sum of the chosen experts' outputs, in token order."""
+        return combine_rows(self.grouped_ffn(gather_rows(x_TD, plan), plan.counts), gate_BTK, plan)
+
+    def grouped_ffn(self, rows_ND: Tensor, counts: Tensor) -> Tensor:
+        """(N, D) rows grouped by expert, counts (E,) -> (N, D)."""
+        return grouped_ffn_reference(
+            rows_ND, counts.tolist(), self.w1, self.b1, self.w2, self.b2, self.activation
+        )
+
+    def extra_repr(self) -> str:
+        experts, hidden, dim = self.w1.shape
+        return f"num_experts={experts}, dim={dim}, hidden_dim={hidden}, activation={self.activation!r}"

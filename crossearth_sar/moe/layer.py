@@ -1,0 +1,75 @@
+"""`PhysicsGuidedMoE`: the drop-in replacement of a transformer's feed-forward network.
+
+B batch, T tokens, D dim, P descriptors, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from crossearth_sar.backend import resolve_moe_backend
+from crossearth_sar.errors import InputError
+from crossearth_sar.moe.dispatch import make_dispatch_plan
+from crossearth_sar.moe.experts import StackedExperts
+from crossearth_sar.moe.router import Gate, PhysicsGuidedRouter, RoutingInfo
+
+
+class PhysicsGuidedMoE(nn.Module):
+    """A sparse mixture of E feed-forward experts, METHOD eq. (8)-(12): dropless, K active per token.
+
+    Parameters: router.weight (E, dim + num_descriptors), router.bias (E,), experts.w1 (E, hidden, dim),
+    experts.b1 (E, hidden), experts.w2 (E, dim, hidden), experts.b2 (E, dim).
+
+    Args:
+        dim: D of the tokens.
+        hidden_dim: of each expert; 4 * dim when not given.
+        num_experts: E.
+        top_k: experts per token, K.
+        num_descriptors: P, standardised numbers per image that the router sees; 0 for none.
+        gate: "normalized" (eq. 9) | "straight_through" | "probability", see PhysicsGuidedRouter.
+        activation: "gelu" | "gelu_tanh" | "relu".
+        backend: "auto" | "reference" | "triton" | "megablocks" | "grouped_mm", resolved here, once.
+
+    Raises:
+        InputError (a ValueError): for arguments out of range, or a backend that does not work here.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int | None = None,
+        *,
+        num_experts: int = 6,
+        top_k: int = 1,
+        num_descriptors: int = 3,
+        gate: Gate = "normalized",
+        activation: str = "gelu",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.backend = resolve_moe_backend(backend)
+        self.router = PhysicsGuidedRouter(
+            dim, num_experts, top_k=top_k, num_descriptors=num_descriptors, gate=gate
+        )
+        self.experts = StackedExperts(num_experts, dim, hidden_dim or 4 * dim, activation=activation)
+
+    def forward(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> tuple[Tensor, RoutingInfo]:
+        """Routes every token and runs its experts.
+
+        Args:
+            x_BTD: (B, T, D) tokens; B and T may be 0.
+            descriptors_BP: (B, P) standardised descriptors; None counts as zeros, their mean.
+
+        Returns:
+            y (B, T, D) and the RoutingInfo of this call; auxiliary losses come from the latter.
+        """
+        if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.router.dim:
+            raise InputError("tokens do not fit the layer", got=f"shape {tuple(x_BTD.shape)}",
+                             expected=f"(B, T, {self.router.dim})")
+        routing = self.router(x_BTD, descriptors_BP)
+        plan = make_dispatch_plan(routing.expert_index, self.router.num_experts)
+        y_TD = self.experts(x_BTD.flatten(0, 1), routing.gate, plan)
+        return y_TD.view_as(x_BTD), routing
+
+    def extra_repr(self) -> str:
+        return f"backend={self.backend!r}"

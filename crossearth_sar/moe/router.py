@@ -1,0 +1,119 @@
+"""The physics-guided router, METHOD eq. (8)-(10): pi = softmax(W_r [Z || S] + b_r), top-k, gate.
+
+It never concatenates: W_r [Z || S] = W_z Z + W_s S, and S is one row per image, so its product is a bias
+per image on E logits.
+
+B batch, T tokens, D dim, P descriptors, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossearth_sar.config import require
+from crossearth_sar.errors import InputError
+
+Gate = Literal["normalized", "straight_through", "probability"]
+GATES: tuple[str, ...] = ("normalized", "straight_through", "probability")
+
+
+@dataclass(frozen=True)
+class RoutingInfo:
+    """What one MoE layer decided, returned beside its output.
+
+    expert_index: (B, T, K) int64, by falling probability, ties to the lower index.
+    gate: (B, T, K), what each expert's output is multiplied by.
+    expert_fraction: (E,) share of assignments per expert, f of eq. (12); no gradient.
+    expert_probability: (E,) mean router probability per expert, p of eq. (12).
+    """
+
+    expert_index: Tensor
+    gate: Tensor
+    expert_fraction: Tensor
+    expert_probability: Tensor
+
+    def balance_loss(self, weight: float = 0.005) -> Tensor:
+        """L_BC = weight * E * sum_e f_e p_e, eq. (12): `weight` when balanced, E * weight when collapsed."""
+        num_experts = self.expert_fraction.shape[0]
+        return weight * num_experts * (self.expert_fraction * self.expert_probability).sum()
+
+
+class PhysicsGuidedRouter(nn.Module):
+    """Chooses K of E experts for every token, from the token and its image's descriptors.
+
+    Args:
+        dim: D of the tokens.
+        num_experts: E.
+        top_k: K.
+        num_descriptors: P; 0 makes a router without physics.
+        gate: "normalized" divides the chosen probabilities by their sum (eq. 9): with K = 1 that is
+            exactly 1, and the task loss sends the router no gradient. "straight_through" has the same
+            values and passes the gradient of the probabilities. "probability" is the plain probability.
+    """
+
+    def __init__(
+        self, dim: int, num_experts: int, *, top_k: int = 1, num_descriptors: int = 3,
+        gate: Gate = "normalized",
+    ) -> None:
+        super().__init__()
+        require(num_experts >= 1, "num_experts", num_experts, "at least 1")
+        require(1 <= top_k <= num_experts, "top_k", top_k, f"1 .. num_experts = {num_experts}")
+        require(gate in GATES, "gate", gate, " | ".join(GATES))
+        require(num_descriptors >= 0, "num_descriptors", num_descriptors, "0 or more")
+        self.dim, self.num_experts, self.top_k = dim, num_experts, top_k
+        self.num_descriptors, self.gate = num_descriptors, gate
+        self.weight = nn.Parameter(torch.empty(num_experts, dim + num_descriptors))
+        self.bias = nn.Parameter(torch.zeros(num_experts))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def logits(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> Tensor:
+        """(B, T, E) in float32; `descriptors_BP=None` is the same as zeros, their standardised mean."""
+        weight_ED, weight_EP = self.weight.float().split([self.dim, self.num_descriptors], dim=1)
+        logits = F.linear(x_BTD.float(), weight_ED, self.bias.float())
+        if descriptors_BP is not None and self.num_descriptors:
+            expected = (x_BTD.shape[0], self.num_descriptors)
+            if tuple(descriptors_BP.shape) != expected:
+                raise InputError("descriptors do not fit the tokens", got=f"shape {tuple(descriptors_BP.shape)}",
+                                 expected=f"(B, P) = {expected}", fix="one row per image of the batch")
+            logits = logits + F.linear(descriptors_BP.float(), weight_EP)[:, None]
+        return logits
+
+    def forward(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> RoutingInfo:
+        probability_BTE = self.logits(x_BTD, descriptors_BP).softmax(dim=-1)
+        expert_index = _top_k(probability_BTE.detach(), self.top_k)
+        gate = _gate(probability_BTE.gather(-1, expert_index), self.gate)
+        counts = F.one_hot(expert_index.flatten(), self.num_experts).sum(0)
+        return RoutingInfo(
+            expert_index=expert_index,
+            gate=gate.to(x_BTD.dtype),
+            expert_fraction=counts.float() / max(expert_index.numel(), 1),
+            expert_probability=probability_BTE.flatten(0, 1).sum(0) / max(probability_BTE[..., 0].numel(), 1),
+        )
+
+    def extra_repr(self) -> str:
+        return (f"dim={self.dim}, num_experts={self.num_experts}, top_k={self.top_k}, "
+                f"num_descriptors={self.num_descriptors}, gate={self.gate!r}")
+
+
+def _top_k(probability_BTE: Tensor, top_k: int) -> Tensor:
+    if top_k == 1:
+        return probability_BTE.argmax(dim=-1, keepdim=True)  # the first of equal maxima, as documented
+    # torch.topk promises no order among equals; a stable sort does.
+    return probability_BTE.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+
+
+def _gate(chosen_BTK: Tensor, kind: str) -> Tensor:
+    if kind == "probability":
+        return chosen_BTK
+    if kind == "normalized":
+        if chosen_BTK.shape[-1] == 1:  # pi / pi, without the rounding of its vanishing gradient
+            return torch.ones_like(chosen_BTK)
+        return chosen_BTK / chosen_BTK.sum(-1, keepdim=True)
+    value = chosen_BTK.detach()
+    safe = value.clamp(min=torch.finfo(value.dtype).tiny)  # a second choice's probability can underflow
+    return value / value.sum(-1, keepdim=True) * (chosen_BTK / safe)
