@@ -1,0 +1,110 @@
+"""The vision transformer: DINOv2's shapes and parameter names, a dense or sparse FFN in every block.
+
+B batch, H W pixels, h w patches, T tokens (1 + h*w), D dim, P descriptors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossearth_sar.config import require
+from crossearth_sar.vit.block import Block, DenseFFN
+from crossearth_sar.vit.embed import PatchEmbed, resize_position_embedding
+
+FFNFactory = Callable[[int, int], nn.Module]
+"""(dim, hidden_dim) -> an FFN with the signature of DenseFFN."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Shape of the transformer.
+
+    image_size: pixels of the square input whose patch grid the stored position embedding has; other sizes
+        are interpolated.
+    layer_scale: initial residual scale; DINOv2's 1e-5 suits pretrained weights, 1 a small model from scratch.
+    out_blocks: indices of the blocks whose patch tokens are the feature maps.
+    """
+
+    dim: int
+    depth: int
+    num_heads: int
+    out_blocks: tuple[int, ...]
+    patch_size: int = 16
+    image_size: int = 512
+    ffn_ratio: float = 4.0
+    layer_scale: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require(self.depth >= 1, "vit.depth", self.depth, "at least 1")
+        require(self.dim % self.num_heads == 0, "vit.num_heads", self.num_heads, f"a divisor of {self.dim}")
+        require(len(self.out_blocks) == 4 and list(self.out_blocks) == sorted(set(self.out_blocks))
+                and 0 <= self.out_blocks[0] and self.out_blocks[-1] < self.depth,
+                "vit.out_blocks", self.out_blocks, f"four rising block indices below depth {self.depth}")
+        require(self.image_size % self.patch_size == 0, "vit.image_size", self.image_size,
+                f"a multiple of patch_size {self.patch_size}")
+
+    @property
+    def hidden_dim(self) -> int:
+        return int(self.dim * self.ffn_ratio)
+
+
+@dataclass(frozen=True)
+class ViTOutput:
+    """feature_maps: one (B, D, h, w) per out block, before the final norm; tokens: (B, T, D) after it;
+    routing: one entry per block, None for a dense FFN."""
+
+    feature_maps: list[Tensor]
+    tokens: Tensor
+    routing: list[Any]
+
+
+class VisionTransformer(nn.Module):
+    """DINOv2's ViT without register tokens.
+
+    Args:
+        config: the shape.
+        make_ffn: builds each block's FFN; the dense one when not given.
+    """
+
+    def __init__(self, config: ViTConfig, make_ffn: FFNFactory = DenseFFN) -> None:
+        super().__init__()
+        self.config = config
+        grid = config.image_size // config.patch_size
+        self.patch_embed = PatchEmbed(config.patch_size, config.dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, config.dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, config.dim), requires_grad=False)  # DINOv2's, unused
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.num_heads, make_ffn(config.dim, config.hidden_dim),
+                  layer_scale=config.layer_scale)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self._initialise()
+
+    def forward(self, image_B3HW: Tensor, descriptors_BP: Tensor | None = None) -> ViTOutput:
+        """(B, 3, H, W) normalised, H and W multiples of the patch size, and (B, P) descriptors."""
+        patches_BhwD = self.patch_embed(image_B3HW)
+        batch, rows, columns, _ = patches_BhwD.shape
+        x_BTD = torch.cat([self.cls_token.expand(batch, -1, -1), patches_BhwD.flatten(1, 2)], dim=1)
+        x_BTD = x_BTD + resize_position_embedding(self.pos_embed, (rows, columns))
+        feature_maps, routing = [], []
+        for index, block in enumerate(self.blocks):
+            x_BTD, block_routing = block(x_BTD, descriptors_BP)
+            routing.append(block_routing)
+            if index in self.config.out_blocks:
+                feature_maps.append(x_BTD[:, 1:].unflatten(1, (rows, columns)).permute(0, 3, 1, 2))
+        return ViTOutput(feature_maps, self.norm(x_BTD), routing)
+
+    def _initialise(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
