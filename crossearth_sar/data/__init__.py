@@ -1,0 +1,1 @@
+"""Samples: simulated or read from files, on their way to the model."""

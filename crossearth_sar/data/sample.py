@@ -1,0 +1,59 @@
+"""What one sample is: the contract between every dataset and everything that reads one.
+
+C bands, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NotRequired, Protocol, TypedDict
+
+from torch import Tensor
+
+from crossearth_sar.config import require
+
+IGNORE_INDEX = 255
+"""Mask value of a pixel that neither trains nor counts: unlabelled, nodata, or outside the image."""
+
+
+class Sample(TypedDict):
+    """One image and its label map, in torchgeo's key names.
+
+    image: (C, H, W) float32, **linear amplitude**, finite and >= 0; a nodata or NaN pixel is 0 here and
+        IGNORE_INDEX in the mask. Complex input is its magnitude, intensity its square root, dB
+        10**(dB/20), so that speckle and gain stay multiplications and descriptors see one convention.
+    mask: (H, W) int64, class index or IGNORE_INDEX.
+    name: what to call the image in a message or a picture.
+    """
+
+    image: Tensor
+    mask: Tensor
+    name: str
+    db_mean: NotRequired[Tensor]
+    db_std: NotRequired[Tensor]
+
+
+class SegmentationDataset(Protocol):
+    """A finite, indexable source of samples. `dataset[i]` depends on i alone, not on earlier calls."""
+
+    classes: ClassTable
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTable:
+    """The classes of a task: index i of a mask is `names[i]`, drawn in `palette[i]` (RGB, 0..255)."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        require(len(set(self.names)) == len(self.names) > 0, "class names", self.names, "distinct names")
+        require(len(self.names) < IGNORE_INDEX, "number of classes", len(self.names), "fewer than 255")
+        require(len(self.palette) == len(self.names), "palette", self.palette, "one colour per class")
+
+    def __len__(self) -> int:
+        return len(self.names)
