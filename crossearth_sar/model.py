@@ -6,7 +6,7 @@ B batch, C bands (K in class scores: classes), H W pixels, P descriptors, L laye
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,8 @@ class CrossEarthSAR(nn.Module):
                 given, each image's own are taken.
         """
         routed = self._descriptors(image_BCHW)
-        features = self.backbone(network_input(image_BCHW, db_mean, db_std), routed)
+        pixels = network_input(image_BCHW, db_mean, db_std).to(self.backbone.cls_token.dtype)
+        features = self.backbone(pixels, routed)
         routing = tuple(r for r in features.routing if r is not None)
         return ModelOutput(self.decoder(features.feature_maps), routing)
 
@@ -101,12 +102,21 @@ class CrossEarthSAR(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None
+        self,
+        image_BCHW: Tensor,
+        db_mean: Tensor | None = None,
+        db_std: Tensor | None = None,
+        *,
+        on_window: Callable[[ModelOutput], None] | None = None,
     ) -> Tensor:
         """Classes per pixel, (B, H, W) int64, for an amplitude image of any size.
 
         Images larger than the crop are covered by overlapping windows whose scores are averaged; each
         window is an image of its own to the descriptors, as in training. Runs in eval mode.
+
+        Args:
+            image_BCHW, db_mean, db_std: as in `forward`; statistics not given are those of the whole image.
+            on_window: called with each window's output, to look at the routing.
 
         Raises:
             InputError: for another shape, a negative or non-finite pixel.
@@ -117,11 +127,14 @@ class CrossEarthSAR(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self._slide(image_BCHW, db_mean, db_std).argmax(1)
+            return self._slide(image_BCHW, db_mean, db_std, on_window).argmax(1)
         finally:
             self.train(was_training)
 
-    def _slide(self, image_BCHW: Tensor, db_mean: Tensor, db_std: Tensor) -> Tensor:
+    def _slide(
+        self, image_BCHW: Tensor, db_mean: Tensor, db_std: Tensor,
+        on_window: Callable[[ModelOutput], None] | None,
+    ) -> Tensor:
         height, width = image_BCHW.shape[-2:]
         crop, patch = self.config.crop_size, self.config.vit.patch_size
         scores, hits = None, image_BCHW.new_zeros(height, width)
@@ -131,6 +144,8 @@ class CrossEarthSAR(nn.Module):
             pad_down, pad_right = (-side % patch for side in size)
             window = F.pad(window, (0, pad_right, 0, pad_down), mode="replicate")
             output = self(window, db_mean, db_std)
+            if on_window is not None:
+                on_window(output)
             padded_size = (window.shape[-2], window.shape[-1])
             part = self.decoder.semantic_scores(output.decoder, padded_size)[..., : size[0], : size[1]]
             if scores is None:

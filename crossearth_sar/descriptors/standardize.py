@@ -7,6 +7,9 @@ B batch, P descriptors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -45,6 +48,10 @@ class RunningStandardizer(nn.Module):
         fresh = self.batches_seen == 0
         scale = torch.where(fresh, torch.ones_like(variance), torch.rsqrt(variance + self.epsilon))
         return (descriptors_BP - mean) * scale
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follows `.to(device)` but not `.bfloat16()` and the like: ENL in the thousands needs float32."""
+        return super()._apply(lambda t: t.to(fn(t).device), recurse)
 
     @torch.no_grad()
     def _update(self, descriptors_BP: Tensor) -> None:

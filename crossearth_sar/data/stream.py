@@ -1,0 +1,61 @@
+"""The endless training stream: sample number n is a function of (seed, n) alone.
+
+So a run resumes by counting on, whatever the number of workers, and ranks share a batch by striding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from crossearth_sar.data.sample import Sample, SegmentationDataset
+from crossearth_sar.data.transforms import TrainTransform
+
+
+class TrainStream(Dataset[Sample]):
+    """Draw n: epoch n // len, position n % len of that epoch's permutation, transformed with n's own seed."""
+
+    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def index_of(self, draw: int) -> int:
+        """Which image draw n shows."""
+        epoch, position = divmod(draw, len(self.dataset))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(_mixed(self.seed, 1, epoch))
+            self._epoch, self._order = epoch, torch.randperm(len(self.dataset), generator=generator)
+        return int(self._order[position])
+
+    def __getitem__(self, draw: int) -> Sample:
+        generator = torch.Generator().manual_seed(_mixed(self.seed, 2, draw))
+        return self.transform(self.dataset[self.index_of(draw)], generator)
+
+
+class ShardedDraws(Sampler[list[int]]):
+    """The draws of one rank, a batch a time: of step s's global batch, those with draw % ranks == rank."""
+
+    def __init__(self, *, first_step: int, last_step: int, batch_size: int, rank: int, ranks: int) -> None:
+        assert batch_size % ranks == 0, "the config has checked it"
+        self.steps, self.batch_size = range(first_step, last_step), batch_size
+        self.rank, self.ranks = rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            start = step * self.batch_size
+            yield list(range(start + self.rank, start + self.batch_size, self.ranks))
+
+
+def _mixed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, so that neighbouring runs and draws share no stream."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state ^= number + 0x9E3779B97F4A7C15 + (state << 6) + (state >> 2)
+        state = (state * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

@@ -1,0 +1,1 @@
+"""Training: ranks, optimisation, checkpoints, logs, and the loop that uses them."""

@@ -1,0 +1,112 @@
+"""What a training run is: model, domains, optimisation, ranks. Built in code, from YAML, or by --set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from crossearth_sar.config import require
+from crossearth_sar.data.domain import DomainConfig
+from crossearth_sar.data.synthetic import SimulatorConfig
+from crossearth_sar.data.transforms import AugmentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and polynomial decay (METHOD sec. 4).
+
+    warmup_steps: from 0 to lr. decay_power: lr * (1 - progress) ** decay_power after it.
+    clip_norm: of the global gradient norm; 0 for none.
+    """
+
+    lr: float = 3e-5
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.999
+    warmup_steps: int = 100
+    decay_power: float = 0.9
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optim.lr", self.lr, "above 0")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "in [0, 1)")
+        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+            require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """ep_size: ranks that share one set of experts; "auto" is the largest number that divides both the
+    experts and the ranks. zero_stage: 0 nothing, 1 optimizer states, 2 gradients too are partitioned."""
+
+    ep_size: int | Literal["auto"] = "auto"
+    zero_stage: Literal[0, 1, 2] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run.
+
+    output: folder for logs, checkpoints, pictures and metrics.
+    preset, model: a model preset and the keys changed on top; num_classes comes from the training domain.
+    data_root: what relative folder roots of the domains start from.
+    train, validation, unseen: the source domain, images of it held out, and domains never trained on.
+    batch_size: images per optimizer step over all ranks; accumulation: forward passes per step and rank.
+    precision: "auto" is bf16 on a GPU and fp32 on a CPU, where bf16 is slower.
+    validate_every, save_every: steps. keep_checkpoints: newest ones left on disk.
+    validation_samples: at most so many images in validation while training; the final one takes all.
+    pictures: rows of the prediction picture of each domain.
+    workers: loader processes per rank; 0 loads in the training process.
+    """
+
+    output: str
+    preset: str
+    train: DomainConfig
+    validation: DomainConfig
+    steps: int
+    batch_size: int
+    unseen: tuple[DomainConfig, ...] = ()
+    data_root: str = ""
+    model: dict[str, Any] = field(default_factory=dict)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    accumulation: int = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+    validate_every: int = 100
+    validation_samples: int = 32
+    save_every: int = 100
+    keep_checkpoints: int = 2
+    pictures: int = 4
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "validate_every", "validation_samples",
+                     "save_every", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("pictures", "workers", "seed"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        names = [self.train.name, self.validation.name, *(domain.name for domain in self.unseen)]
+        require(len(set(names)) == len(names), "domain names", names, "distinct names")
+
+
+def simulated_run() -> RunConfig:
+    """The default: the tiny model on simulated C-band scenes, tried on X-band scenes of another region."""
+    source = {"region": "temperate_north", "band": "C", "polarization": "HH", "looks": 4}
+    unseen = {"region": "arid_south", "band": "X", "polarization": "VV", "looks": 2}
+    return RunConfig(
+        output="runs/cpt",
+        preset="crossearth_sar_tiny",
+        train=DomainConfig(name="source", simulated=SimulatorConfig(length=4096, image_size=160, seed=1, **source)),
+        validation=DomainConfig(name="source-heldout",
+                                simulated=SimulatorConfig(length=64, image_size=128, seed=2, **source)),
+        unseen=(DomainConfig(name="unseen", simulated=SimulatorConfig(length=64, image_size=128, seed=3, **unseen)),),
+        steps=800,
+        batch_size=8,
+        augment=AugmentConfig(crop_size=128, scale_min=0.8, scale_max=1.25, gain_db=1.0),
+        optim=OptimConfig(lr=5e-4, warmup_steps=40),
+        validate_every=200,
+        save_every=200,
+    )

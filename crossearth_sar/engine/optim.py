@@ -1,0 +1,56 @@
+"""Parameter groups, AdamW and the learning-rate schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from crossearth_sar.engine.config import OptimConfig
+from crossearth_sar.moe.experts import StackedExperts
+from crossearth_sar.vit.block import LayerScale
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Up to four groups: with and without weight decay, shared and expert-parallel.
+
+    No decay on norms, biases (the experts' stacked ones too), LayerScale, and CLS, position, level and
+    query embeddings. Expert-parallel parameters, those tagged `allreduce = False`, get the group name and
+    the mark that DeepSpeed wants.
+    """
+    groups: dict[tuple[bool, str | None], dict[str, Any]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            decays = _decays(module, name)
+            expert = None if getattr(parameter, "allreduce", True) else parameter.group_name
+            group = groups.setdefault((decays, expert), {
+                "params": [], "weight_decay": weight_decay if decays else 0.0,
+                "name": expert or ("decay" if decays else "no_decay"), **({"moe": True} if expert else {}),
+            })
+            group["params"].append(parameter)
+    return list(groups.values())
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW at learning rate 0; `learning_rate` says what to set before each step."""
+    groups = parameter_groups(model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2))
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """The rate of optimizer step `step` (from 0) of `steps`: linear warm-up, then polynomial decay to 0."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+    return config.lr * (1 - progress) ** config.decay_power
+
+
+def _decays(module: nn.Module, name: str) -> bool:
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.Embedding | LayerScale):
+        return False
+    if isinstance(module, StackedExperts):
+        return name in ("w1", "w2")
+    return name in ("weight", "in_proj_weight")  # every other parameter here is a bias or an embedding

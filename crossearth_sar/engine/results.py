@@ -1,0 +1,128 @@
+"""What a finished run leaves: scores beside honest baselines, pictures, a report and the model itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import torch
+
+from crossearth_sar.data.domain import Domain
+from crossearth_sar.engine.log import read_csv
+from crossearth_sar.engine.loop import Trainer
+from crossearth_sar.evaluation.baselines import class_histogram, majority_class, majority_scores, otsu_water_scores
+from crossearth_sar.evaluation.evaluate import predict_sample
+from crossearth_sar.evaluation.figures import curves_figure, expert_share_figure, prediction_figure
+from crossearth_sar.evaluation.metrics import ConfusionMatrix
+from crossearth_sar.model import save_model
+
+LOSS_WINDOW = 20
+"""Steps at either end of a run whose mean loss is compared."""
+
+
+def write_results(trainer: Trainer) -> dict[str, Any]:
+    """Evaluates held-out and unseen domains, writes everything into the run's folder, prints the table.
+
+    Files: metrics.json, report.md, predictions-*.png, curves.png, experts-*.png, model/ (for load_model).
+    A collective call; the mapping of metrics.json is returned, on rank 0 only filled.
+    """
+    output, domains = trainer.output, [trainer.validation, *trainer.unseen]
+    trainer.say("evaluating held-out and unseen images …")
+    results: dict[str, Any] = {}
+    majority = majority_class(class_histogram(trainer.train_domain, max_samples=64)) if trainer.ranks.is_main else 0
+    for domain in domains:
+        evaluation = trainer.evaluate(domain)
+        if trainer.ranks.is_main:
+            names = domain.classes.names
+            results[domain.name] = {
+                "images": len(domain),
+                "model": evaluation.confusion.scores().to_mapping(names),
+                **{name: matrix.scores().to_mapping(names)
+                   for name, matrix in _baselines(domain, majority).items()},
+            }
+            _pictures(trainer, domain, evaluation.expert_share_LE.cpu())
+    if not trainer.ranks.is_main:
+        return {}
+    train_rows = read_csv(output / "train.csv")
+    metrics = {"steps": trainer.step, "ranks": trainer.ranks.size, "ep_size": trainer.ep_size,
+               "classes": list(trainer.classes.names), "majority_class": trainer.classes.names[majority],
+               "loss": _loss_summary([float(row["loss"]) for row in train_rows]), "domains": results}
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    validation = read_csv(output / "validation.csv") if (output / "validation.csv").exists() else []
+    curves_figure(_columns(train_rows), output / "curves.png", "Training",
+                  validation=_columns(validation) or None)
+    save_model(trainer.replica, output / "model")
+    report = _report(metrics, trainer)
+    (output / "report.md").write_text(report, encoding="utf-8")
+    print(f"\n{report}\nAll of it is in {output}/", flush=True)
+    return metrics
+
+
+def _baselines(domain: Domain, majority: int) -> dict[str, ConfusionMatrix]:
+    """The training domain's most frequent class everywhere; for water against one other class, Otsu."""
+    found = {"majority": majority_scores(domain, majority)}
+    names = domain.classes.names
+    if len(names) == 2 and "water" in names:
+        water = names.index("water")
+        found["otsu"] = otsu_water_scores(domain, water_index=water, other_index=1 - water)
+    return found
+
+
+def _pictures(trainer: Trainer, domain: Domain, share_LE: torch.Tensor) -> None:
+    output, rows = trainer.output, min(trainer.config.pictures, len(domain))
+    if rows:
+        samples = [domain[i * len(domain) // rows] for i in range(rows)]
+        predictions = [predict_sample(trainer.replica, sample).cpu() for sample in samples]
+        prediction_figure(samples, predictions, domain.classes, output / f"predictions-{domain.name}.png",
+                          f"{domain.name}: image, label, prediction")
+    if share_LE.numel():
+        expert_share_figure(share_LE, output / f"experts-{domain.name}.png",
+                            f"Share of tokens per expert and layer, {domain.name}")
+
+
+def _loss_summary(losses: list[float]) -> dict[str, float]:
+    window = min(LOSS_WINDOW, max(len(losses) // 2, 1))
+    first, last = (sum(part) / len(part) for part in (losses[:window], losses[-window:]))
+    return {"first": first, "last": last, "fall": 1 - last / first, "window": window}
+
+
+def _columns(rows: list[dict[str, str]]) -> dict[str, list[float]]:
+    return {key: [_number(row[key]) for row in rows] for key in rows[0]} if rows else {}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _report(metrics: dict[str, Any], trainer: Trainer) -> str:
+    loss = metrics["loss"]
+    lines = [
+        f"# {trainer.config.preset}, {metrics['steps']} steps on {trainer.train_domain.name}", "",
+        f"{metrics['ranks']} ranks, experts split over {metrics['ep_size']}; loss {loss['first']:.2f} -> "
+        f"{loss['last']:.2f} (means of {loss['window']} steps), a fall of {loss['fall']:.0%}.", "",
+    ]
+    for name, scores in metrics["domains"].items():
+        methods = [key for key in scores if key != "images"]
+        lines += [f"## {name}: {scores['images']} images", "",
+                  "| IoU | " + " | ".join(_METHOD_TITLE[m] for m in methods) + " |",
+                  "|---|" + "---:|" * len(methods)]
+        rows = {"mIoU": "miou", **{c: c for c in metrics["classes"]}}
+        for title, key in rows.items():
+            values = [scores[m]["miou"] if key == "miou" else scores[m]["iou"][key] for m in methods]
+            lines.append(f"| {title} | " + " | ".join(_percent(v) for v in values) + " |")
+        lines.append("")
+    lines += ["Domains are normalised by their own dB statistics, which uses no label. «majority» predicts "
+              f"«{metrics['majority_class']}» everywhere."]
+    return "\n".join(lines) + "\n"
+
+
+_METHOD_TITLE = {"model": "model", "majority": "majority", "otsu": "Otsu on backscatter"}
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+

@@ -1,0 +1,63 @@
+"""A model on a domain: confusion matrix and expert shares, in one pass over its samples.
+
+L layers, E experts, C classes, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossearth_sar.data.sample import Sample, SegmentationDataset
+from crossearth_sar.evaluation.metrics import ConfusionMatrix
+from crossearth_sar.model import CrossEarthSAR, ModelOutput
+
+
+@dataclass
+class Evaluation:
+    """What one pass gives; sums, so that those of several ranks can be added.
+
+    confusion: of predictions against labels. tokens_LE: routed tokens per layer and expert, (0, 0) for a
+    dense model.
+    """
+
+    confusion: ConfusionMatrix
+    tokens_LE: Tensor
+
+    @property
+    def expert_share_LE(self) -> Tensor:
+        """(L, E), each row summing to 1."""
+        return self.tokens_LE / self.tokens_LE.sum(1, keepdim=True).clamp(min=1)
+
+
+def evaluate(model: CrossEarthSAR, dataset: SegmentationDataset, indices: Iterable[int]) -> Evaluation:
+    """Predicts the samples `indices` of `dataset` one by one, whole (slide inference where larger than the
+    crop), and compares with their labels."""
+    device = next(model.parameters()).device
+    config = model.config
+    layers, experts = (config.vit.depth, config.moe.num_experts) if config.moe else (0, 0)
+    result = Evaluation(ConfusionMatrix(config.num_classes, device=device),
+                        torch.zeros(layers, experts, dtype=torch.float64, device=device))
+
+    def count_tokens(output: ModelOutput) -> None:
+        for layer, routing in enumerate(output.routing):
+            result.tokens_LE[layer] += routing.expert_fraction.double() * routing.expert_index.numel()
+
+    for index in indices:
+        sample = dataset[index]
+        prediction = predict_sample(model, sample, count_tokens)
+        result.confusion.update(prediction, sample["mask"].to(device))
+    return result
+
+
+def predict_sample(
+    model: CrossEarthSAR, sample: Sample, on_window: Callable[[ModelOutput], None] | None = None
+) -> Tensor:
+    """(H, W) int64 classes of one sample, normalised by the statistics it carries or else by its own."""
+    device = next(model.parameters()).device
+    mean, std = sample.get("db_mean"), sample.get("db_std")
+    statistics = (mean[None].to(device), std[None].to(device)) if mean is not None and std is not None else ()
+    return model.predict(sample["image"][None].to(device), *statistics, on_window=on_window)[0]

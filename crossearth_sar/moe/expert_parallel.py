@@ -1,0 +1,110 @@
+"""Expert parallelism: each rank of a group holds E / ep_size experts, rows travel to them and back.
+
+One all-to-all each way with uneven splits (and one of E counts before them). Dropless; a rank or an expert
+without a row takes part with zero rows, so that the graph is the same everywhere. Knows torch.distributed
+only; what DeepSpeed needs to be told is in engine/deepspeed_moe.py.
+
+N routed rows here, M rows received, E experts, D dim, K top-k.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from crossearth_sar.errors import InputError
+from crossearth_sar.moe.dispatch import DispatchPlan, combine_rows, gather_rows
+from crossearth_sar.moe.experts import StackedExperts
+
+
+class ExpertParallelExperts(StackedExperts):
+    """This rank's contiguous slice of another StackedExperts, with the same call.
+
+    Args:
+        full: the experts of all ranks; equal on all ranks.
+        group: the process group whose ranks hold a slice each, in rank order; its size divides E.
+    """
+
+    def __init__(self, full: StackedExperts, group: Any) -> None:
+        nn.Module.__init__(self)
+        self.activation, self.group = full.activation, group
+        self.ep_size, self.ep_rank = dist.get_world_size(group), dist.get_rank(group)
+        self.num_experts = full.w1.shape[0]
+        if self.num_experts % self.ep_size:
+            raise InputError("experts do not divide among ranks", got=f"ep_size {self.ep_size}",
+                             expected=f"a divisor of num_experts = {self.num_experts}")
+        for name, value in full.named_parameters():
+            setattr(self, name, nn.Parameter(self.own_slice(value.detach()).clone()))
+
+    def own_slice(self, full: Tensor) -> Tensor:
+        """(E, …) -> this rank's (E / ep_size, …)."""
+        return full.chunk(self.ep_size)[self.ep_rank]
+
+    @torch.no_grad()
+    def gather(self, own: Tensor) -> Tensor:
+        """The inverse of `own_slice`: every rank's slice, joined; a collective call of the group."""
+        parts = [torch.empty_like(own) for _ in range(self.ep_size)]
+        dist.all_gather(parts, own.detach().contiguous(), group=self.group)
+        return torch.cat(parts)
+
+    def forward(self, x_TD: Tensor, gate_BTK: Tensor, plan: DispatchPlan) -> Tensor:
+        """As StackedExperts.forward; a collective call of the group."""
+        sent_counts = plan.counts.view(self.ep_size, -1)  # (rank, its expert): grouped rows lie in this order
+        received_counts = torch.empty_like(sent_counts)
+        dist.all_to_all_single(received_counts, sent_counts, group=self.group)
+        send, receive = sent_counts.sum(1).tolist(), received_counts.sum(1).tolist()
+        rows_MD = _exchange(gather_rows(x_TD, plan), send, receive, self.group)
+        by_expert, by_sender = _regroup(received_counts)
+        out_MD = self.grouped_ffn(rows_MD.index_select(0, by_expert), received_counts.sum(0))
+        rows_ND = _exchange(out_MD.index_select(0, by_sender), receive, send, self.group)
+        return combine_rows(rows_ND, gate_BTK, plan)
+
+
+def _regroup(counts_SE: Tensor) -> tuple[Tensor, Tensor]:
+    """Orders between (sender, expert) and (expert, sender) for runs of `counts_SE[s, e]` rows: there, back."""
+    senders, experts = counts_SE.shape
+    expert_of_run = torch.arange(experts, device=counts_SE.device).repeat(senders)
+    there = expert_of_run.repeat_interleave(counts_SE.flatten()).argsort(stable=True)
+    return there, there.argsort()
+
+
+def _exchange(rows_ND: Tensor, send: list[int], receive: list[int], group: Any) -> Tensor:
+    return _AllToAllRows.apply(rows_ND, send, receive, group)
+
+
+class _AllToAllRows(torch.autograd.Function):
+    """Rows to their ranks; the gradient is the same exchange the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_ND: Tensor, send: list[int], receive: list[int], group: Any) -> Tensor:
+        ctx.send, ctx.receive, ctx.group = send, receive, group
+        received_MD = rows_ND.new_empty(sum(receive), rows_ND.shape[1])
+        dist.all_to_all_single(received_MD, rows_ND.contiguous(), receive, send, group=group)
+        return received_MD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _AllToAllRows.apply(grads[0], ctx.receive, ctx.send, ctx.group), None, None, None
+
+
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """`model.state_dict()` with every rank's experts joined; a collective call where experts are split."""
+    state = model.state_dict()
+    for prefix, module in model.named_modules():
+        if isinstance(module, ExpertParallelExperts):
+            for name, own in module.named_parameters():
+                state[f"{prefix}.{name}"] = module.gather(own)
+    return state
+
+
+def load_full_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Loads what `full_state_dict` gave, at this or another ep_size, each rank keeping its slice."""
+    own = dict(state)
+    for prefix, module in model.named_modules():
+        if isinstance(module, ExpertParallelExperts):
+            for name, _ in module.named_parameters():
+                own[f"{prefix}.{name}"] = module.own_slice(own[f"{prefix}.{name}"])
+    model.load_state_dict(own)
