@@ -66,11 +66,17 @@ def _resolve(part: str, requested: str, statuses: tuple[BackendStatus, ...]) -> 
         _log_choice_once(part, best.name, best.reason)
         return best.name
     if requested not in by_name:
-        raise InputError(f"unknown {part} backend{nearest(requested, by_name)}", got=repr(requested),
-                         expected=" | ".join(["auto", *by_name]))
+        raise InputError(
+            f"unknown {part} backend{nearest(requested, by_name)}",
+            got=repr(requested),
+            expected=" | ".join(["auto", *by_name]),
+        )
     if not by_name[requested].usable:
-        raise InputError(f"the {part} backend {requested!r} does not work here",
-                         got=by_name[requested].reason, fix="backend='auto' takes the best that works")
+        raise InputError(
+            f"the {part} backend {requested!r} does not work here",
+            got=by_name[requested].reason,
+            fix="backend='auto' takes the best that works",
+        )
     return requested
 
 

@@ -29,20 +29,26 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
             another type; `where` is the dotted path used in the message.
     """
     if not isinstance(mapping, Mapping):
-        raise InputError(f"config {where or 'root'!r} is not a mapping", got=repr(mapping),
-                         expected=f"keys {', '.join(_field_names(cls))}")
+        raise InputError(
+            f"config {where or 'root'!r} is not a mapping",
+            got=repr(mapping),
+            expected=f"keys {', '.join(_field_names(cls))}",
+        )
     _refuse_unknown(cls, mapping, where)
     hints = typing.get_type_hints(cls)
     values = {key: _coerce(hints[key], value, _join(where, key)) for key, value in mapping.items()}
     missing = [
-        f.name for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        f.name
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
         if f.name not in values
         and f.default is dataclasses.MISSING
         and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise InputError(f"config {where or 'root'!r} lacks {', '.join(missing)}",
-                         expected="a value for each, they have no default")
+        raise InputError(
+            f"config {where or 'root'!r} lacks {', '.join(missing)}",
+            expected="a value for each, they have no default",
+        )
     return cls(**values)
 
 
@@ -61,8 +67,11 @@ def merge(config: T, changes: Mapping[str, Any], where: str = "") -> T:
     """A copy of `config` with the nested `changes` applied; keys not named keep their values."""
     cls = type(config)
     if not isinstance(changes, Mapping):
-        raise InputError(f"config {where or 'root'!r} is not a mapping", got=repr(changes),
-                         expected=f"keys {', '.join(_field_names(cls))}")
+        raise InputError(
+            f"config {where or 'root'!r} is not a mapping",
+            got=repr(changes),
+            expected=f"keys {', '.join(_field_names(cls))}",
+        )
     _refuse_unknown(cls, changes, where)
     hints = typing.get_type_hints(cls)
     new = {}
@@ -82,8 +91,12 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise InputError("cannot read an override", got=repr(text), expected="a.b=value",
-                             fix="write --set optim.lr=1e-4")
+            raise InputError(
+                "cannot read an override",
+                got=repr(text),
+                expected="a.b=value",
+                fix="write --set optim.lr=1e-4",
+            )
         node = tree
         for key in keys[:-1]:
             node = node.setdefault(key, {})
@@ -99,8 +112,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot read config file {path}", got=error.strerror,
-                         fix="give the path of a YAML file") from error
+        raise InputError(
+            f"cannot read config file {path}", got=error.strerror, fix="give the path of a YAML file"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config file {path} is not YAML", got=str(error)) from error
     if not isinstance(content or {}, dict):
@@ -137,8 +151,10 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return _coerce_union(args, value, where)
     if origin is Literal:
         if value not in args:
-            raise InputError(f"config {where!r} has no choice {value!r}{nearest(value, args)}",
-                             expected=" | ".join(map(repr, args)))
+            raise InputError(
+                f"config {where!r} has no choice {value!r}{nearest(value, args)}",
+                expected=" | ".join(map(repr, args)),
+            )
         return value
     if dataclasses.is_dataclass(hint):
         is_built = isinstance(value, typing.cast(type, hint))
@@ -147,8 +163,9 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_coerce(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         if len(args) == len(value):
-            return tuple(_coerce(a, item, f"{where}[{i}]")
-                         for i, (a, item) in enumerate(zip(args, value, strict=True)))
+            return tuple(
+                _coerce(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(args, value, strict=True))
+            )
     if origin is dict and isinstance(value, Mapping):
         return {_coerce(args[0], k, where): _coerce(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
@@ -158,8 +175,11 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             pass
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise InputError(f"config {where!r} has a value of another type",
-                     got=f"{value!r} ({type(value).__name__})", expected=_describe(hint))
+    raise InputError(
+        f"config {where!r} has a value of another type",
+        got=f"{value!r} ({type(value).__name__})",
+        expected=_describe(hint),
+    )
 
 
 def _coerce_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -173,17 +193,21 @@ def _coerce_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
             errors.append(error)
     if len(errors) == 1:
         raise errors[0]
-    raise InputError(f"config {where!r} has a value of another type",
-                     got=f"{value!r} ({type(value).__name__})",
-                     expected=" or ".join(_describe(a) for a in args))
+    raise InputError(
+        f"config {where!r} has a value of another type",
+        got=f"{value!r} ({type(value).__name__})",
+        expected=" or ".join(_describe(a) for a in args),
+    )
 
 
 def _refuse_unknown(cls: type, mapping: Mapping[str, Any], where: str) -> None:
     known = _field_names(cls)
     for key in mapping:
         if key not in known:
-            raise InputError(f"unknown config key {_join(where, str(key))!r}{nearest(key, known)}",
-                             expected=f"one of {', '.join(known)}")
+            raise InputError(
+                f"unknown config key {_join(where, str(key))!r}{nearest(key, known)}",
+                expected=f"one of {', '.join(known)}",
+            )
 
 
 def _field_names(cls: type) -> list[str]:

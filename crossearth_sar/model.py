@@ -66,7 +66,9 @@ class CrossEarthSAR(nn.Module):
         make_ffn = partial(_sparse_ffn, config.moe) if config.moe else DenseFFN
         self.backbone = VisionTransformer(config.vit, make_ffn)
         self.decoder = Mask2FormerDecoder(
-            config.decoder, in_channels=config.vit.dim, num_classes=config.num_classes,
+            config.decoder,
+            in_channels=config.vit.dim,
+            num_classes=config.num_classes,
             patch_size=config.vit.patch_size,
         )
         names = config.moe.descriptors if config.moe else ()
@@ -97,7 +99,9 @@ class CrossEarthSAR(nn.Module):
         segmentation = torch.stack(list(parts.values())).sum()
         balance = segmentation.new_zeros(())
         if self.config.moe:
-            balance = torch.stack([r.balance_loss(self.config.moe.balance_weight) for r in output.routing]).sum()
+            balance = torch.stack(
+                [r.balance_loss(self.config.moe.balance_weight) for r in output.routing]
+            ).sum()
         return LossTerms(segmentation + balance, segmentation, balance, parts)
 
     @torch.no_grad()
@@ -132,7 +136,10 @@ class CrossEarthSAR(nn.Module):
             self.train(was_training)
 
     def _slide(
-        self, image_BCHW: Tensor, db_mean: Tensor, db_std: Tensor,
+        self,
+        image_BCHW: Tensor,
+        db_mean: Tensor,
+        db_std: Tensor,
         on_window: Callable[[ModelOutput], None] | None,
     ) -> Tensor:
         height, width = image_BCHW.shape[-2:]
@@ -187,7 +194,7 @@ def db_statistics(image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sliding_windows(height: int, width: int, crop: int, stride: int) -> Iterator[tuple[slice, slice]]:
-    """Windows of at most `crop` pixels that cover the image; the last of a row or column is shifted inward."""
+    """Windows of at most `crop` pixels that cover the image; the last of a row is shifted inward."""
     for top in _starts(height, crop, stride):
         for left in _starts(width, crop, stride):
             yield slice(top, min(top + crop, height)), slice(left, min(left + crop, width))
@@ -210,7 +217,9 @@ def build_model(
     return CrossEarthSAR(config if sparse else merge(config, {"moe": None}))
 
 
-def save_model(model: CrossEarthSAR, folder: str | Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+def save_model(
+    model: CrossEarthSAR, folder: str | Path, *, weights: Mapping[str, Tensor] | None = None
+) -> None:
     """Writes `model.safetensors` and `config.json` into `folder`; `weights` replaces the model's own."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -229,15 +238,19 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Cross
     folder = Path(path)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise InputError(f"no model in {folder}", got=f"{name} is missing",
-                             expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}",
-                             fix="give the folder that save_model or a training run wrote")
+            raise InputError(
+                f"no model in {folder}",
+                got=f"{name} is missing",
+                expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}",
+                fix="give the folder that save_model or a training run wrote",
+            )
     try:
         config = from_mapping(ModelConfig, json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
         state = load_file(folder / WEIGHTS_FILE)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise InputError(f"the model in {folder} cannot be read", got=str(error),
-                         fix="copy it again from where it came") from error
+        raise InputError(
+            f"the model in {folder} cannot be read", got=str(error), fix="copy it again from where it came"
+        ) from error
     model = CrossEarthSAR(config)
     try:
         model.load_state_dict(state)
@@ -248,8 +261,13 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Cross
 
 def _sparse_ffn(moe: MoEConfig, dim: int, hidden_dim: int) -> PhysicsGuidedMoE:
     return PhysicsGuidedMoE(
-        dim, hidden_dim, num_experts=moe.num_experts, top_k=moe.top_k, gate=moe.gate,
-        num_descriptors=len(moe.descriptors), backend=moe.backend,
+        dim,
+        hidden_dim,
+        num_experts=moe.num_experts,
+        top_k=moe.top_k,
+        gate=moe.gate,
+        num_descriptors=len(moe.descriptors),
+        backend=moe.backend,
     )
 
 
@@ -260,12 +278,17 @@ def _starts(length: int, crop: int, stride: int) -> list[int]:
 
 def _check_amplitude(image_BCHW: Tensor) -> None:
     if image_BCHW.ndim != 4 or not 1 <= image_BCHW.shape[1] <= 3 or image_BCHW.is_complex():
-        raise InputError("predict reads linear amplitude images",
-                         got=f"{image_BCHW.dtype}, shape {tuple(image_BCHW.shape)}",
-                         expected="real (B, C, H, W) with 1 to 3 bands",
-                         fix="take abs() of complex data, image[None] for a missing axis")
+        raise InputError(
+            "predict reads linear amplitude images",
+            got=f"{image_BCHW.dtype}, shape {tuple(image_BCHW.shape)}",
+            expected="real (B, C, H, W) with 1 to 3 bands",
+            fix="take abs() of complex data, image[None] for a missing axis",
+        )
     bad = ~(torch.isfinite(image_BCHW) & (image_BCHW >= 0))
     if bool(bad.any()):
-        raise InputError("predict reads linear amplitude images", got=f"{int(bad.sum())} negative or "
-                         "non-finite pixels", expected="finite values >= 0",
-                         fix="convert dB with 10 ** (db / 20); set nodata to 0")
+        raise InputError(
+            "predict reads linear amplitude images",
+            got=f"{int(bad.sum())} negative or non-finite pixels",
+            expected="finite values >= 0",
+            fix="convert dB with 10 ** (db / 20); set nodata to 0",
+        )

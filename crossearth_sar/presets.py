@@ -38,8 +38,12 @@ class MoEConfig:
         require(self.num_experts >= 1, "moe.num_experts", self.num_experts, "at least 1")
         require(1 <= self.top_k <= self.num_experts, "moe.top_k", self.top_k, f"1 .. {self.num_experts}")
         require(self.balance_weight >= 0, "moe.balance_weight", self.balance_weight, "0 or more")
-        require(len(set(self.descriptors)) == len(self.descriptors), "moe.descriptors", self.descriptors,
-                "each name once")
+        require(
+            len(set(self.descriptors)) == len(self.descriptors),
+            "moe.descriptors",
+            self.descriptors,
+            "each name once",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +63,43 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
-        require(self.crop_size % self.vit.patch_size == 0, "crop_size", self.crop_size,
-                f"a multiple of the patch size {self.vit.patch_size}")
-        require(1 <= self.crop_stride <= self.crop_size, "crop_stride", self.crop_stride,
-                f"1 .. crop_size = {self.crop_size}")
+        require(
+            self.crop_size % self.vit.patch_size == 0,
+            "crop_size",
+            self.crop_size,
+            f"a multiple of the patch size {self.vit.patch_size}",
+        )
+        require(
+            1 <= self.crop_stride <= self.crop_size,
+            "crop_stride",
+            self.crop_stride,
+            f"1 .. crop_size = {self.crop_size}",
+        )
 
 
 def crossearth_sar_tiny(num_classes: int) -> ModelConfig:
-    """For a laptop and for tests: every part there, 128-pixel crops, patch 8, LayerScale 1 (no pretraining)."""
+    """For a laptop and for tests: every part is there; 128-pixel crops, patch 8, LayerScale 1."""
     return ModelConfig(
         num_classes=num_classes,
-        vit=ViTConfig(dim=128, depth=4, num_heads=4, out_blocks=(0, 1, 2, 3), patch_size=8, image_size=128,
-                      layer_scale=1.0),
-        decoder=DecoderConfig(num_queries=20, channels=64, num_heads=4, pixel_layers=2, pixel_ffn_dim=256,
-                              query_layers=3, query_ffn_dim=256, num_points=1024),
+        vit=ViTConfig(
+            dim=128,
+            depth=4,
+            num_heads=4,
+            out_blocks=(0, 1, 2, 3),
+            patch_size=8,
+            image_size=128,
+            layer_scale=1.0,
+        ),
+        decoder=DecoderConfig(
+            num_queries=20,
+            channels=64,
+            num_heads=4,
+            pixel_layers=2,
+            pixel_ffn_dim=256,
+            query_layers=3,
+            query_ffn_dim=256,
+            num_points=1024,
+        ),
         crop_size=128,
         crop_stride=85,
     )
@@ -80,20 +107,23 @@ def crossearth_sar_tiny(num_classes: int) -> ModelConfig:
 
 def crossearth_sar_s(num_classes: int) -> ModelConfig:
     """ViT-S, 12 blocks of 384; 93M parameters in the backbone, 22M active («90M / 20M» in the paper)."""
-    return ModelConfig(num_classes=num_classes,
-                       vit=ViTConfig(dim=384, depth=12, num_heads=6, out_blocks=(2, 5, 8, 11)))
+    return ModelConfig(
+        num_classes=num_classes, vit=ViTConfig(dim=384, depth=12, num_heads=6, out_blocks=(2, 5, 8, 11))
+    )
 
 
 def crossearth_sar_b(num_classes: int) -> ModelConfig:
     """ViT-B, 12 blocks of 768; 370M parameters in the backbone, 87M active («300M / 80M» in the paper)."""
-    return ModelConfig(num_classes=num_classes,
-                       vit=ViTConfig(dim=768, depth=12, num_heads=12, out_blocks=(2, 5, 8, 11)))
+    return ModelConfig(
+        num_classes=num_classes, vit=ViTConfig(dim=768, depth=12, num_heads=12, out_blocks=(2, 5, 8, 11))
+    )
 
 
 def crossearth_sar_l(num_classes: int) -> ModelConfig:
     """ViT-L, 24 blocks of 1024; 1312M parameters in the backbone, 305M active («1.3B / 300M»)."""
-    return ModelConfig(num_classes=num_classes,
-                       vit=ViTConfig(dim=1024, depth=24, num_heads=16, out_blocks=(7, 11, 15, 23)))
+    return ModelConfig(
+        num_classes=num_classes, vit=ViTConfig(dim=1024, depth=24, num_heads=16, out_blocks=(7, 11, 15, 23))
+    )
 
 
 _PRESETS: dict[str, Callable[[int], ModelConfig]] = {

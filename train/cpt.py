@@ -1,7 +1,7 @@
 """Continued pre-training of CrossEarth-SAR.
 
-    deepspeed train/cpt.py                                 the tiny model on simulated scenes, one rank per GPU
-    deepspeed --num_accelerators 2 train/cpt.py            two ranks on a CPU, experts split between them
+    deepspeed train/cpt.py                        the tiny model on simulated scenes, one rank per GPU
+    deepspeed --num_accelerators 2 train/cpt.py   two ranks on a CPU, experts split between them
     deepspeed train/cpt.py --config train/recipes/sen1floods11_water.yaml --set data_root=/data
     deepspeed train/cpt.py … --resume                      go on from the newest checkpoint
 
@@ -46,12 +46,26 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", metavar="YAML", help="a run's settings; without it, the simulated run")
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides",
-                        help="change settings, dotted: optim.lr=1e-4")
-    parser.add_argument("--resume", metavar="CHECKPOINT", nargs="?", const="auto",
-                        help="go on from this checkpoint, or from the newest of the output folder")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="change settings, dotted: optim.lr=1e-4",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="CHECKPOINT",
+        nargs="?",
+        const="auto",
+        help="go on from this checkpoint, or from the newest of the output folder",
+    )
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the launcher's
     return parser.parse_args()
 
@@ -94,8 +108,11 @@ def describe(trainer: Trainer, deepspeed_version: str) -> str:
     """Who computes what, before the first step."""
     ranks, config = trainer.ranks, trainer.config
     parameters = sum(p.numel() for p in trainer.replica.parameters())
-    where = f"{torch.cuda.get_device_name()}" if ranks.device.type == "cuda" else \
-        f"CPU, {torch.get_num_threads()} threads each"
+    where = (
+        f"{torch.cuda.get_device_name()}"
+        if ranks.device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads each"
+    )
     lines = [
         f"{config.preset}: {parameters / 1e6:.1f}M parameters, {len(trainer.classes)} classes; "
         f"{config.steps} steps of {config.batch_size} images of {trainer.model_config.crop_size} pixels",

@@ -34,8 +34,12 @@ class DomainConfig:
     normalize: str = "domain"
 
     def __post_init__(self) -> None:
-        require((self.simulated is None) != (self.folder is None), f"domain {self.name!r}",
-                "both or neither of simulated and folder", "exactly one of them")
+        require(
+            (self.simulated is None) != (self.folder is None),
+            f"domain {self.name!r}",
+            "both or neither of simulated and folder",
+            "exactly one of them",
+        )
         require(self.normalize in ("domain", "image"), "normalize", self.normalize, "'domain' or 'image'")
 
 

@@ -55,8 +55,12 @@ class DecoderConfig:
     no_object_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        require(self.channels % 32 == 0 and self.channels % self.num_heads == 0, "decoder.channels",
-                self.channels, f"a multiple of 32 and of num_heads = {self.num_heads}")
+        require(
+            self.channels % 32 == 0 and self.channels % self.num_heads == 0,
+            "decoder.channels",
+            self.channels,
+            f"a multiple of 32 and of num_heads = {self.num_heads}",
+        )
         for name in ("num_queries", "pixel_layers", "query_layers", "num_points"):
             require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
 
@@ -98,8 +102,11 @@ class Mask2FormerDecoder(nn.Module):
         self.config, self.num_classes, self.patch_size = config, num_classes, patch_size
         theirs = _transformers_config(config, num_classes)
         self.head = _Mask2FormerHead(theirs, in_channels)
-        self.loss_weights = {"loss_cross_entropy": config.class_weight, "loss_mask": config.mask_weight,
-                             "loss_dice": config.dice_weight}
+        self.loss_weights = {
+            "loss_cross_entropy": config.class_weight,
+            "loss_mask": config.mask_weight,
+            "loss_dice": config.dice_weight,
+        }
         self.criterion = Mask2FormerLoss(theirs, self.loss_weights)
 
     def forward(self, feature_maps: list[Tensor]) -> DecoderOutput:
@@ -117,7 +124,7 @@ class Mask2FormerDecoder(nn.Module):
         return DecoderOutput(*last, earlier)
 
     def loss(self, output: DecoderOutput, mask_BHW: Tensor, ignore_index: int = 255) -> dict[str, Tensor]:
-        """Weighted classification, mask and dice losses, each summed over all predictions (deep supervision).
+        """Weighted classification, mask and dice losses, each summed over all predictions.
 
         Args:
             mask_BHW: (B, H, W) int64, 0..C-1 or `ignore_index`. A class absent from an image is no target
@@ -128,16 +135,22 @@ class Mask2FormerDecoder(nn.Module):
         """
         classes, masks = _per_class_masks(mask_BHW, self.num_classes, ignore_index)
         ignored = mask_BHW == ignore_index
-        predictions = [(c, _switch_off(m, ignored)) for c, m in
-                       [(output.class_logits, output.mask_logits), *output.earlier]]
+        predictions = [
+            (c, _switch_off(m, ignored))
+            for c, m in [(output.class_logits, output.mask_logits), *output.earlier]
+        ]
         (class_logits, mask_logits), *auxiliary = predictions
         terms = self.criterion(
-            mask_logits.float(), class_logits.float(), masks, classes,
+            mask_logits.float(),
+            class_logits.float(),
+            masks,
+            classes,
             [{"masks_queries_logits": m.float(), "class_queries_logits": c.float()} for c, m in auxiliary],
         )
         short = {"class": "loss_cross_entropy", "mask": "loss_mask", "dice": "loss_dice"}
         return {
-            name: self.loss_weights[key] * torch.stack([v for k, v in terms.items() if k.startswith(key)]).sum()
+            name: self.loss_weights[key]
+            * torch.stack([v for k, v in terms.items() if k.startswith(key)]).sum()
             for name, key in short.items()
         }
 

@@ -15,7 +15,8 @@ def feature_pyramid(feature_maps: list[Tensor], patch_size: int) -> list[Tensor]
     """
     height, width = (side * patch_size for side in feature_maps[0].shape[-2:])
     return [
-        F.interpolate(features, size=(-(-height // stride), -(-width // stride)), mode="bilinear",
-                      align_corners=False)
+        F.interpolate(
+            features, size=(-(-height // stride), -(-width // stride)), mode="bilinear", align_corners=False
+        )
         for features, stride in zip(feature_maps, STRIDES, strict=True)
     ]

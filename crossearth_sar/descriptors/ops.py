@@ -50,31 +50,40 @@ def sar_descriptors(
     resolve_descriptor_backend(backend)
     if image_BHW.shape[0] == 0:
         return image_BHW.new_zeros(0, 3, dtype=torch.float32)
-    return reference_descriptors(
-        image_BHW, num_bins=num_bins, block_size=block_size, flat_pixels=flat_pixels
-    )
+    return reference_descriptors(image_BHW, num_bins=num_bins, block_size=block_size, flat_pixels=flat_pixels)
 
 
 def _validated(image: Tensor, num_bins: int, block_size: int, flat_pixels: str) -> Tensor:
     if not isinstance(image, Tensor):
-        raise InputError("sar_descriptors reads a torch tensor", got=type(image).__name__,
-                         expected="(B, 1, H, W) or (B, H, W)", fix="torch.as_tensor(image)")
+        raise InputError(
+            "sar_descriptors reads a torch tensor",
+            got=type(image).__name__,
+            expected="(B, 1, H, W) or (B, H, W)",
+            fix="torch.as_tensor(image)",
+        )
     shape = tuple(image.shape)
     if image.ndim == 4 and shape[1] == 1:
         image = image[:, 0]
     elif image.ndim != 3:
-        raise InputError("sar_descriptors reads one band per image", got=f"shape {shape}",
-                         expected="(B, 1, H, W) or (B, H, W)",
-                         fix="add a batch axis with image[None], or choose one band with image[:, :1]")
+        raise InputError(
+            "sar_descriptors reads one band per image",
+            got=f"shape {shape}",
+            expected="(B, 1, H, W) or (B, H, W)",
+            fix="add a batch axis with image[None], or choose one band with image[:, :1]",
+        )
     if min(image.shape[1:]) < MIN_SIDE:
-        raise InputError("image too small for a 3x3 gradient", got=f"shape {shape}",
-                         expected=f"H and W of at least {MIN_SIDE}")
+        raise InputError(
+            "image too small for a 3x3 gradient",
+            got=f"shape {shape}",
+            expected=f"H and W of at least {MIN_SIDE}",
+        )
     for name, value in (("num_bins", num_bins), ("block_size", block_size)):
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name} does not fit", got=repr(value), expected="an integer >= 1")
     if flat_pixels not in ("include", "exclude"):
-        raise InputError("flat_pixels has no such choice", got=repr(flat_pixels),
-                         expected="'include' or 'exclude'")
+        raise InputError(
+            "flat_pixels has no such choice", got=repr(flat_pixels), expected="'include' or 'exclude'"
+        )
     return image
 
 
@@ -85,7 +94,9 @@ def _refuse_nonfinite(image_BHW: Tensor) -> None:
     count = int(bad.sum())
     if count:
         b, y, x = bad.nonzero()[0].tolist()
-        raise InputError("image holds pixels that are NaN or inf",
-                         got=f"{count} of {bad.numel()}, the first at image {b}, row {y}, column {x}",
-                         expected="finite pixels",
-                         fix="mask nodata to 0 first; check_finite=False skips this check")
+        raise InputError(
+            "image holds pixels that are NaN or inf",
+            got=f"{count} of {bad.numel()}, the first at image {b}, row {y}, column {x}",
+            expected="finite pixels",
+            fix="mask nodata to 0 first; check_finite=False skips this check",
+        )

@@ -1,6 +1,7 @@
-"""The three SAR physical descriptors, METHOD eq. (1)-(7), in plain torch: the definition other forms agree with.
+"""The three SAR physical descriptors in plain torch: the definition that other forms agree with.
 
-Not fast (about twenty passes over the image) and not validated: `ops.sar_descriptors` is the public door.
+Equations (1)-(7) of the paper. Not fast (about twenty passes over the image) and not validated:
+`ops.sar_descriptors` is the public door.
 
 B batch, H W pixels, N direction bins.
 """

@@ -73,8 +73,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"no checkpoint at {checkpoint}", got=str(error),
-                         fix="give a folder that holds state.json, or --resume for the newest") from error
+        raise InputError(
+            f"no checkpoint at {checkpoint}",
+            got=str(error),
+            fix="give a folder that holds state.json, or --resume for the newest",
+        ) from error
 
 
 def load_checkpoint(checkpoint: Path, engine: Any, ranks: Ranks, layout: dict[str, Any]) -> dict[str, Any]:
@@ -90,20 +93,28 @@ def load_checkpoint(checkpoint: Path, engine: Any, ranks: Ranks, layout: dict[st
     wanted = {**layout, "ranks": ranks.size}
     saved = {key: state.get(key) for key in wanted}
     if saved != wanted:
-        raise InputError(f"checkpoint {checkpoint} was written by another layout of ranks", got=saved,
-                         expected=wanted,
-                         fix="resume with the same number of ranks, parallel.ep_size and parallel.zero_stage; "
-                         "its weights alone load anywhere with load_model")
+        raise InputError(
+            f"checkpoint {checkpoint} was written by another layout of ranks",
+            got=saved,
+            expected=wanted,
+            fix="resume with the same number of ranks, parallel.ep_size and parallel.zero_stage; "
+            "its weights alone load anywhere with load_model",
+        )
     if _sha256(checkpoint / WEIGHTS_FILE) != state["weights_sha256"]:
-        raise InputError(f"checkpoint {checkpoint} is damaged", got=f"{WEIGHTS_FILE} has another checksum",
-                         fix=_others_named(checkpoint))
+        raise InputError(
+            f"checkpoint {checkpoint} is damaged",
+            got=f"{WEIGHTS_FILE} has another checksum",
+            fix=_others_named(checkpoint),
+        )
     try:
         load_full_state_dict(engine.module, load_file(checkpoint / WEIGHTS_FILE))
-        partition = torch.load(checkpoint / f"optimizer-rank{ranks.rank}.pt", map_location=ranks.device,
-                               weights_only=True)
+        partition = torch.load(
+            checkpoint / f"optimizer-rank{ranks.rank}.pt", map_location=ranks.device, weights_only=True
+        )
     except (RuntimeError, OSError) as error:
-        raise InputError(f"checkpoint {checkpoint} does not fit this run", got=str(error),
-                         fix=_others_named(checkpoint)) from error
+        raise InputError(
+            f"checkpoint {checkpoint} does not fit this run", got=str(error), fix=_others_named(checkpoint)
+        ) from error
     _restore_optimizer(engine, partition)
     return state
 
@@ -114,7 +125,7 @@ def load_weights(model: CrossEarthSAR, checkpoint: Path) -> None:
 
 
 def _optimizer_state(engine: Any) -> dict[str, Any]:
-    """The rank's optimizer as tensors and numbers: DeepSpeed's own dict holds pickled objects."""
+    """The rank's optimizer as tensors and numbers; DeepSpeed's own dict holds pickled objects."""
     inner, partitions = _optimizer_parts(engine)
     return {"optimizer": inner.state_dict(), "master_partitions": [p.detach() for p in partitions]}
 
@@ -136,7 +147,9 @@ def _optimizer_parts(engine: Any) -> tuple[torch.optim.Optimizer, list[torch.Ten
 
 def _others_named(checkpoint: Path) -> str:
     others = [path.name for path in list_checkpoints(checkpoint.parent) if path != checkpoint]
-    return f"resume from {others[-1]} with --resume {checkpoint.parent / others[-1]}" if others else "start anew"
+    return (
+        f"resume from {others[-1]} with --resume {checkpoint.parent / others[-1]}" if others else "start anew"
+    )
 
 
 def _sha256(path: Path) -> str:

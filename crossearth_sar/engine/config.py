@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from crossearth_sar.config import require
@@ -83,8 +83,15 @@ class RunConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "validate_every", "validation_samples",
-                     "save_every", "keep_checkpoints"):
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "validate_every",
+            "validation_samples",
+            "save_every",
+            "keep_checkpoints",
+        ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("pictures", "workers", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -94,15 +101,20 @@ class RunConfig:
 
 def simulated_run() -> RunConfig:
     """The default: the tiny model on simulated C-band scenes, tried on X-band scenes of another region."""
-    source = {"region": "temperate_north", "band": "C", "polarization": "HH", "looks": 4}
-    unseen = {"region": "arid_south", "band": "X", "polarization": "VV", "looks": 2}
+    source = SimulatorConfig(
+        length=4096, image_size=160, seed=1, region="temperate_north", band="C", polarization="HH", looks=4
+    )
+    unseen = replace(
+        source, length=64, image_size=128, seed=3, region="arid_south", band="X", polarization="VV", looks=2
+    )
     return RunConfig(
         output="runs/cpt",
         preset="crossearth_sar_tiny",
-        train=DomainConfig(name="source", simulated=SimulatorConfig(length=4096, image_size=160, seed=1, **source)),
-        validation=DomainConfig(name="source-heldout",
-                                simulated=SimulatorConfig(length=64, image_size=128, seed=2, **source)),
-        unseen=(DomainConfig(name="unseen", simulated=SimulatorConfig(length=64, image_size=128, seed=3, **unseen)),),
+        train=DomainConfig(name="source", simulated=source),
+        validation=DomainConfig(
+            name="source-heldout", simulated=replace(source, length=64, image_size=128, seed=2)
+        ),
+        unseen=(DomainConfig(name="unseen", simulated=unseen),),
         steps=800,
         batch_size=8,
         augment=AugmentConfig(crop_size=128, scale_min=0.8, scale_max=1.25, gain_db=1.0),

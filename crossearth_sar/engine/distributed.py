@@ -35,8 +35,16 @@ def start_ranks() -> Ranks:
 
     on_gpu = torch.cuda.is_available()
     if "RANK" not in os.environ:
-        os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1",
-                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("MASTER_PORT", "29513")})
+        os.environ.update(
+            {
+                "RANK": "0",
+                "WORLD_SIZE": "1",
+                "LOCAL_RANK": "0",
+                "LOCAL_SIZE": "1",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": os.environ.get("MASTER_PORT", "29513"),
+            }
+        )
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if on_gpu:
         torch.cuda.set_device(local_rank)
@@ -60,9 +68,12 @@ def choose_ep_size(requested: int | str, num_experts: int, ranks: int) -> int:
         return math.gcd(num_experts, ranks)
     size = int(requested)
     if size < 1 or num_experts % size or ranks % size:
-        raise InputError("parallel.ep_size does not divide experts and ranks", got=size,
-                         expected=f"a divisor of {num_experts} experts and of {ranks} ranks",
-                         fix=f"--set parallel.ep_size={math.gcd(num_experts, ranks)}, or auto")
+        raise InputError(
+            "parallel.ep_size does not divide experts and ranks",
+            got=size,
+            expected=f"a divisor of {num_experts} experts and of {ranks} ranks",
+            fix=f"--set parallel.ep_size={math.gcd(num_experts, ranks)}, or auto",
+        )
     return size
 
 
@@ -98,7 +109,7 @@ def first_error(error: Exception | None) -> str | None:
 
 
 def _leave_collectives_to_gloo() -> None:
-    """DeepSpeed would compile a shared-memory collective at first use, for more than a minute; gloo serves."""
+    """DeepSpeed would compile a shared-memory collective at first use, for over a minute; gloo serves."""
     from deepspeed.ops import __compatible_ops__
 
     __compatible_ops__["deepspeed_shm_comm"] = False

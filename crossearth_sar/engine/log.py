@@ -55,7 +55,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.note = "TensorBoard is not installed (pip install tensorboard); train.csv has the same numbers"
+            self.note = (
+                "TensorBoard is not installed (pip install tensorboard); train.csv has the same numbers"
+            )
             return
         self._writer = SummaryWriter(str(folder), purge_step=resume_step or None)
 

@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -94,7 +93,9 @@ class Trainer:
             self.output.mkdir(parents=True, exist_ok=True)
             write_yaml(self.config, self.output / "config.yaml")
             self.train_log = CsvLog(self.output / "train.csv", resume_step=self.step)
-            self.validation_log = CsvLog(self.output / "validation.csv", resume_step=self.step + 1 if self.step else 0)
+            self.validation_log = CsvLog(
+                self.output / "validation.csv", resume_step=self.step + 1 if self.step else 0
+            )
             self.tensorboard = TensorBoard(self.output / "tensorboard", resume_step=self.step)
             if self.tensorboard.note:
                 self.say(self.tensorboard.note)
@@ -102,8 +103,14 @@ class Trainer:
     def fit(self) -> bool:
         """Trains to the end. False when a signal stopped it; what was done is saved then."""
         config, stop = self.config, StopRequest()
-        bar = tqdm(total=config.steps, initial=self.step, disable=not self.ranks.is_main, unit="step",
-                   mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True)
+        bar = tqdm(
+            total=config.steps,
+            initial=self.step,
+            disable=not self.ranks.is_main,
+            unit="step",
+            mininterval=1.0 if sys.stderr.isatty() else 15.0,
+            dynamic_ncols=True,
+        )
         saved_step = self.step
         for batch in self._batches():
             started = time.perf_counter()
@@ -121,8 +128,10 @@ class Trainer:
                 self._validate(bar)
         bar.close()
         if self.step < config.steps:
-            self.say(f"stopped by {stop.received or 'a signal to another rank'} after step {saved_step} of "
-                      f"{config.steps}; it is saved. Go on with the same command and --resume")
+            self.say(
+                f"stopped by {stop.received or 'a signal to another rank'} after step {saved_step} of "
+                f"{config.steps}; it is saved. Go on with the same command and --resume"
+            )
             return False
         return True
 
@@ -138,12 +147,22 @@ class Trainer:
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         stream = TrainStream(self.train_domain, TrainTransform(self.config.augment), self.config.seed)
-        draws = ShardedDraws(first_step=self.step, last_step=self.config.steps, rank=self.ranks.rank,
-                             batch_size=self.config.batch_size, ranks=self.ranks.size)
+        draws = ShardedDraws(
+            first_step=self.step,
+            last_step=self.config.steps,
+            rank=self.ranks.rank,
+            batch_size=self.config.batch_size,
+            ranks=self.ranks.size,
+        )
         workers = self.config.workers
-        yield from DataLoader(stream, batch_sampler=draws, num_workers=workers,
-                              persistent_workers=workers > 0, pin_memory=self.ranks.device.type == "cuda",
-                              worker_init_fn=_ignore_interrupts)
+        yield from DataLoader(
+            stream,
+            batch_sampler=draws,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.ranks.device.type == "cuda",
+            worker_init_fn=_ignore_interrupts,
+        )
 
     def _train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         config, engine, device = self.config, self.engine, self.ranks.device
@@ -152,8 +171,10 @@ class Trainer:
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         engine.train()
-        parts = {key: batch[key].to(device, non_blocking=True).chunk(config.accumulation)
-                 for key in ("image", "mask", "db_mean", "db_std")}
+        parts = {
+            key: batch[key].to(device, non_blocking=True).chunk(config.accumulation)
+            for key in ("image", "mask", "db_mean", "db_std")
+        }
         rows = []
         for image, mask, mean, std in zip(*parts.values(), strict=True):
             output = engine(image, mean, std)
@@ -180,16 +201,21 @@ class Trainer:
         if not self.ranks.is_main:
             return
         scores = result.confusion.scores()
-        row = {"step": self.step, "miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy,
-               **{f"iou_{name}": float(iou) for name, iou in zip(self.classes.names, scores.iou, strict=True)}}
+        row = {
+            "step": self.step,
+            "miou": scores.miou,
+            "pixel_accuracy": scores.pixel_accuracy,
+            **{f"iou_{name}": float(iou) for name, iou in zip(self.classes.names, scores.iou, strict=True)},
+        }
         self.validation_log.append(row)
         self.tensorboard.scalars("validation", row, self.step)
         bar.write(f"step {self.step}: mIoU {scores.miou:.3f} on {self.validation.name}", file=sys.stderr)
 
     def _save(self) -> None:
         state = {"step": self.step, **self._layout(), "run": to_mapping(self.config)}
-        save_checkpoint(self.output / "checkpoints", self.engine, self.ranks, state,
-                        self.config.keep_checkpoints)
+        save_checkpoint(
+            self.output / "checkpoints", self.engine, self.ranks, state, self.config.keep_checkpoints
+        )
 
     def _layout(self) -> dict[str, Any]:
         return {"ep_size": self.ep_size, "zero_stage": self.config.parallel.zero_stage}
@@ -198,9 +224,12 @@ class Trainer:
         existing = list_checkpoints(self.output / "checkpoints")
         if resume is None:
             if existing:
-                raise InputError(f"{self.output} holds a run already", got=f"{existing[-1].name}",
-                                 expected="a new output folder, or --resume",
-                                 fix="add --resume to go on with it, or --set output=runs/other")
+                raise InputError(
+                    f"{self.output} holds a run already",
+                    got=f"{existing[-1].name}",
+                    expected="a new output folder, or --resume",
+                    fix="add --resume to go on with it, or --set output=runs/other",
+                )
             return None
         if resume != "auto":
             return Path(resume)
@@ -214,7 +243,9 @@ class Trainer:
         now = to_mapping(self.config)
         changed = [key for key in now if before.get(key) != now[key] and key not in ("output", "data_root")]
         if changed:
-            self.say(f"note: resumed with another {', '.join(changed)} than before; the run is not a repetition")
+            self.say(
+                f"note: resumed with another {', '.join(changed)} than before; the run is not a repetition"
+            )
 
     def say(self, text: str) -> None:
         """One line to the user, from rank 0."""
@@ -222,14 +253,29 @@ class Trainer:
             print(text, file=sys.stderr, flush=True)
 
 
-_LOSS_COLUMNS = ("loss", "loss_segmentation", "loss_balance", "loss_class", "loss_mask", "loss_dice",
-                 "largest_expert_share")
+_LOSS_COLUMNS = (
+    "loss",
+    "loss_segmentation",
+    "loss_balance",
+    "loss_class",
+    "loss_mask",
+    "loss_dice",
+    "largest_expert_share",
+)
 
 
 def _loss_row(terms: LossTerms, expert_fractions: list[Tensor]) -> Tensor:
     parts = terms.parts
     largest = torch.stack(expert_fractions).max() if expert_fractions else terms.total.new_zeros(())
-    values = (terms.total, terms.segmentation, terms.balance, parts["class"], parts["mask"], parts["dice"], largest)
+    values = (
+        terms.total,
+        terms.segmentation,
+        terms.balance,
+        parts["class"],
+        parts["mask"],
+        parts["dice"],
+        largest,
+    )
     return torch.stack([value.detach().float() for value in values])
 
 
@@ -241,24 +287,34 @@ def _micro_batch(config: RunConfig, ranks: Ranks) -> int:
     parts = ranks.size * config.accumulation
     if config.batch_size % parts:
         nearest_fit = max(parts, config.batch_size // parts * parts)
-        raise InputError("batch_size does not divide among ranks", got=f"batch_size {config.batch_size} for "
-                         f"{ranks.size} ranks with accumulation {config.accumulation}",
-                         expected=f"a multiple of {parts}", fix=f"--set batch_size={nearest_fit}")
+        raise InputError(
+            "batch_size does not divide among ranks",
+            got=f"batch_size {config.batch_size} for "
+            f"{ranks.size} ranks with accumulation {config.accumulation}",
+            expected=f"a multiple of {parts}",
+            fix=f"--set batch_size={nearest_fit}",
+        )
     return config.batch_size // parts
 
 
 def _model_config(config: RunConfig, num_classes: int) -> ModelConfig:
     if "num_classes" in config.model:
-        raise InputError("model.num_classes is not set by hand", got=config.model["num_classes"],
-                         fix="it is the number of classes of the training domain")
+        raise InputError(
+            "model.num_classes is not set by hand",
+            got=config.model["num_classes"],
+            fix="it is the number of classes of the training domain",
+        )
     return merge(model_preset(config.preset, num_classes), config.model, "model")
 
 
 def _check_crop(config: RunConfig, model: ModelConfig) -> None:
     if config.augment.crop_size != model.crop_size:
-        raise InputError("training crop and model crop differ", got=f"augment.crop_size "
-                         f"{config.augment.crop_size}, model.crop_size {model.crop_size}",
-                         expected="the same size", fix=f"--set augment.crop_size={model.crop_size}")
+        raise InputError(
+            "training crop and model crop differ",
+            got=f"augment.crop_size {config.augment.crop_size}, model.crop_size {model.crop_size}",
+            expected="the same size",
+            fix=f"--set augment.crop_size={model.crop_size}",
+        )
 
 
 def _ep_size(config: RunConfig, model: ModelConfig, ranks: Ranks) -> int:
@@ -269,9 +325,12 @@ def _check_same_classes(domains: list[Domain]) -> None:
     first = domains[0]
     for other in domains[1:]:
         if other.classes.names != first.classes.names:
-            raise InputError(f"domain {other.name!r} has other classes than {first.name!r}",
-                             got=", ".join(other.classes.names), expected=", ".join(first.classes.names),
-                             fix="give every domain the same classes; map what one lacks to ignore")
+            raise InputError(
+                f"domain {other.name!r} has other classes than {first.name!r}",
+                got=", ".join(other.classes.names),
+                expected=", ".join(first.classes.names),
+                fix="give every domain the same classes; map what one lacks to ignore",
+            )
 
 
 def _deepspeed_engine(

@@ -16,8 +16,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Up to four groups: with and without weight decay, shared and expert-parallel.
 
     No decay on norms, biases (the experts' stacked ones too), LayerScale, and CLS, position, level and
-    query embeddings. Expert-parallel parameters, those tagged `allreduce = False`, get the group name and
-    the mark that DeepSpeed wants.
+    query embeddings. Expert-parallel parameters, those that engine/deepspeed_moe.py tagged with a group
+    name, get the name and the mark that DeepSpeed wants.
     """
     groups: dict[tuple[bool, str | None], dict[str, Any]] = {}
     for module in model.modules():
@@ -25,11 +25,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
             if not parameter.requires_grad:
                 continue
             decays = _decays(module, name)
-            expert = None if getattr(parameter, "allreduce", True) else parameter.group_name
-            group = groups.setdefault((decays, expert), {
-                "params": [], "weight_decay": weight_decay if decays else 0.0,
-                "name": expert or ("decay" if decays else "no_decay"), **({"moe": True} if expert else {}),
-            })
+            expert: str | None = getattr(parameter, "group_name", None)  # set on expert-parallel ones
+            group = groups.setdefault(
+                (decays, expert),
+                {
+                    "params": [],
+                    "weight_decay": weight_decay if decays else 0.0,
+                    "name": expert or ("decay" if decays else "no_decay"),
+                    **({"moe": True} if expert else {}),
+                },
+            )
             group["params"].append(parameter)
     return list(groups.values())
 

@@ -11,7 +11,12 @@ import torch
 from crossearth_sar.data.domain import Domain
 from crossearth_sar.engine.log import read_csv
 from crossearth_sar.engine.loop import Trainer
-from crossearth_sar.evaluation.baselines import class_histogram, majority_class, majority_scores, otsu_water_scores
+from crossearth_sar.evaluation.baselines import (
+    class_histogram,
+    majority_class,
+    majority_scores,
+    otsu_water_scores,
+)
 from crossearth_sar.evaluation.evaluate import predict_sample
 from crossearth_sar.evaluation.figures import curves_figure, expert_share_figure, prediction_figure
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
@@ -30,7 +35,9 @@ def write_results(trainer: Trainer) -> dict[str, Any]:
     output, domains = trainer.output, [trainer.validation, *trainer.unseen]
     trainer.say("evaluating held-out and unseen images …")
     results: dict[str, Any] = {}
-    majority = majority_class(class_histogram(trainer.train_domain, max_samples=64)) if trainer.ranks.is_main else 0
+    majority = (
+        majority_class(class_histogram(trainer.train_domain, max_samples=64)) if trainer.ranks.is_main else 0
+    )
     for domain in domains:
         evaluation = trainer.evaluate(domain)
         if trainer.ranks.is_main:
@@ -38,20 +45,29 @@ def write_results(trainer: Trainer) -> dict[str, Any]:
             results[domain.name] = {
                 "images": len(domain),
                 "model": evaluation.confusion.scores().to_mapping(names),
-                **{name: matrix.scores().to_mapping(names)
-                   for name, matrix in _baselines(domain, majority).items()},
+                **{
+                    name: matrix.scores().to_mapping(names)
+                    for name, matrix in _baselines(domain, majority).items()
+                },
             }
             _pictures(trainer, domain, evaluation.expert_share_LE.cpu())
     if not trainer.ranks.is_main:
         return {}
     train_rows = read_csv(output / "train.csv")
-    metrics = {"steps": trainer.step, "ranks": trainer.ranks.size, "ep_size": trainer.ep_size,
-               "classes": list(trainer.classes.names), "majority_class": trainer.classes.names[majority],
-               "loss": _loss_summary([float(row["loss"]) for row in train_rows]), "domains": results}
+    metrics = {
+        "steps": trainer.step,
+        "ranks": trainer.ranks.size,
+        "ep_size": trainer.ep_size,
+        "classes": list(trainer.classes.names),
+        "majority_class": trainer.classes.names[majority],
+        "loss": _loss_summary([float(row["loss"]) for row in train_rows]),
+        "domains": results,
+    }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     validation = read_csv(output / "validation.csv") if (output / "validation.csv").exists() else []
-    curves_figure(_columns(train_rows), output / "curves.png", "Training",
-                  validation=_columns(validation) or None)
+    curves_figure(
+        _columns(train_rows), output / "curves.png", "Training", validation=_columns(validation) or None
+    )
     save_model(trainer.replica, output / "model")
     report = _report(metrics, trainer)
     (output / "report.md").write_text(report, encoding="utf-8")
@@ -74,11 +90,19 @@ def _pictures(trainer: Trainer, domain: Domain, share_LE: torch.Tensor) -> None:
     if rows:
         samples = [domain[i * len(domain) // rows] for i in range(rows)]
         predictions = [predict_sample(trainer.replica, sample).cpu() for sample in samples]
-        prediction_figure(samples, predictions, domain.classes, output / f"predictions-{domain.name}.png",
-                          f"{domain.name}: image, label, prediction")
+        prediction_figure(
+            samples,
+            predictions,
+            domain.classes,
+            output / f"predictions-{domain.name}.png",
+            f"{domain.name}: image, label, prediction",
+        )
     if share_LE.numel():
-        expert_share_figure(share_LE, output / f"experts-{domain.name}.png",
-                            f"Share of tokens per expert and layer, {domain.name}")
+        expert_share_figure(
+            share_LE,
+            output / f"experts-{domain.name}.png",
+            f"Share of tokens per expert and layer, {domain.name}",
+        )
 
 
 def _loss_summary(losses: list[float]) -> dict[str, float]:
@@ -101,22 +125,29 @@ def _number(text: str) -> float:
 def _report(metrics: dict[str, Any], trainer: Trainer) -> str:
     loss = metrics["loss"]
     lines = [
-        f"# {trainer.config.preset}, {metrics['steps']} steps on {trainer.train_domain.name}", "",
+        f"# {trainer.config.preset}, {metrics['steps']} steps on {trainer.train_domain.name}",
+        "",
         f"{metrics['ranks']} ranks, experts split over {metrics['ep_size']}; loss {loss['first']:.2f} -> "
-        f"{loss['last']:.2f} (means of {loss['window']} steps), a fall of {loss['fall']:.0%}.", "",
+        f"{loss['last']:.2f} (means of {loss['window']} steps), a fall of {loss['fall']:.0%}.",
+        "",
     ]
     for name, scores in metrics["domains"].items():
         methods = [key for key in scores if key != "images"]
-        lines += [f"## {name}: {scores['images']} images", "",
-                  "| IoU | " + " | ".join(_METHOD_TITLE[m] for m in methods) + " |",
-                  "|---|" + "---:|" * len(methods)]
+        lines += [
+            f"## {name}: {scores['images']} images",
+            "",
+            "| IoU | " + " | ".join(_METHOD_TITLE[m] for m in methods) + " |",
+            "|---|" + "---:|" * len(methods),
+        ]
         rows = {"mIoU": "miou", **{c: c for c in metrics["classes"]}}
         for title, key in rows.items():
             values = [scores[m]["miou"] if key == "miou" else scores[m]["iou"][key] for m in methods]
             lines.append(f"| {title} | " + " | ".join(_percent(v) for v in values) + " |")
         lines.append("")
-    lines += ["Domains are normalised by their own dB statistics, which uses no label. «majority» predicts "
-              f"«{metrics['majority_class']}» everywhere."]
+    lines += [
+        "Domains are normalised by their own dB statistics, which uses no label. «majority» predicts "
+        f"«{metrics['majority_class']}» everywhere."
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -125,4 +156,3 @@ _METHOD_TITLE = {"model": "model", "majority": "majority", "otsu": "Otsu on back
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
-

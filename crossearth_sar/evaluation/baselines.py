@@ -50,8 +50,11 @@ def majority_class(counts: Tensor) -> int:
         InputError: when no pixel was counted.
     """
     if counts.ndim != 1 or int(counts.sum()) == 0:
-        raise InputError("no majority class without labelled pixels", got=counts.tolist(),
-                         expected="(C,) counts with a positive sum, as class_histogram gives them")
+        raise InputError(
+            "no majority class without labelled pixels",
+            got=counts.tolist(),
+            expected="(C,) counts with a positive sum, as class_histogram gives them",
+        )
     return int((counts == counts.max()).nonzero()[0])
 
 
@@ -92,11 +95,18 @@ def otsu_threshold_db(values_db: Tensor) -> float:
         InputError: for another shape or dtype, no values, or values that are not finite.
     """
     if values_db.ndim != 1 or values_db.numel() == 0 or not values_db.is_floating_point():
-        raise InputError("values_db does not fit", got=f"{tuple(values_db.shape)} {values_db.dtype}",
-                         expected="(N,) of a float dtype, N >= 1")
+        raise InputError(
+            "values_db does not fit",
+            got=f"{tuple(values_db.shape)} {values_db.dtype}",
+            expected="(N,) of a float dtype, N >= 1",
+        )
     if not bool(values_db.isfinite().all()):
-        raise InputError("values_db is not finite", got=f"{int((~values_db.isfinite()).sum())} NaN or inf",
-                         expected="finite values", fix="leave out pixels of amplitude 0, their dB is -inf")
+        raise InputError(
+            "values_db is not finite",
+            got=f"{int((~values_db.isfinite()).sum())} NaN or inf",
+            expected="finite values",
+            fix="leave out pixels of amplitude 0, their dB is -inf",
+        )
     values = values_db.detach().double()
     low, high = _histogram_range(values)
     if low == high:
@@ -148,8 +158,7 @@ def otsu_water_scores(
     _check_index("water_index", water_index, num_classes)
     _check_index("other_index", other_index, num_classes)
     if water_index == other_index:
-        raise InputError("water_index and other_index are the same", got=water_index,
-                         expected="two classes")
+        raise InputError("water_index and other_index are the same", got=water_index, expected="two classes")
     matrix = ConfusionMatrix(num_classes)
     for sample in _samples(dataset, max_samples):
         water = _water_map(sample, band)
@@ -160,8 +169,11 @@ def otsu_water_scores(
 def _water_map(sample: Sample, band: int) -> Tensor:
     image = sample["image"]
     if not 0 <= band < len(image):
-        raise InputError(f"image {sample['name']!r} has no band {band}", got=f"{len(image)} bands",
-                         expected=f"a band in 0..{len(image) - 1}")
+        raise InputError(
+            f"image {sample['name']!r} has no band {band}",
+            got=f"{len(image)} bands",
+            expected=f"a band in 0..{len(image) - 1}",
+        )
     amplitude_db = 20 * image[band].double().log10()  # amplitude 0 becomes -inf
     valid = image[band] > 0
     if not bool(valid.any()):
@@ -188,8 +200,11 @@ def _samples(dataset: SegmentationDataset, max_samples: int | None) -> Iterator[
 def _check_mask(labelled: Tensor, num_classes: int, name: str) -> None:
     wrong = labelled[(labelled < 0) | (labelled >= num_classes)]
     if wrong.numel():
-        raise InputError(f"mask of {name!r} has values that are no class", got=wrong.unique()[:8].tolist(),
-                         expected=f"0..{num_classes - 1} or {IGNORE_INDEX} to ignore")
+        raise InputError(
+            f"mask of {name!r} has values that are no class",
+            got=wrong.unique()[:8].tolist(),
+            expected=f"0..{num_classes - 1} or {IGNORE_INDEX} to ignore",
+        )
 
 
 def _check_index(name: str, index: int, num_classes: int) -> None:

@@ -39,8 +39,10 @@ def evaluate(model: CrossEarthSAR, dataset: SegmentationDataset, indices: Iterab
     device = next(model.parameters()).device
     config = model.config
     layers, experts = (config.vit.depth, config.moe.num_experts) if config.moe else (0, 0)
-    result = Evaluation(ConfusionMatrix(config.num_classes, device=device),
-                        torch.zeros(layers, experts, dtype=torch.float64, device=device))
+    result = Evaluation(
+        ConfusionMatrix(config.num_classes, device=device),
+        torch.zeros(layers, experts, dtype=torch.float64, device=device),
+    )
 
     def count_tokens(output: ModelOutput) -> None:
         for layer, routing in enumerate(output.routing):

@@ -83,11 +83,15 @@ def prediction_figure(
             class.
     """
     if not samples or len(samples) != len(predictions):
-        raise InputError("samples and predictions do not fit",
-                         got=f"{len(samples)} samples, {len(predictions)} predictions",
-                         expected="as many of each, at least one")
-    rows = [_row_panels(sample, prediction, classes, band, error_map)
-            for sample, prediction in zip(samples, predictions, strict=True)]
+        raise InputError(
+            "samples and predictions do not fit",
+            got=f"{len(samples)} samples, {len(predictions)} predictions",
+            expected="as many of each, at least one",
+        )
+    rows = [
+        _row_panels(sample, prediction, classes, band, error_map)
+        for sample, prediction in zip(samples, predictions, strict=True)
+    ]
     blocks = 1 if len(rows) <= 4 else 2
     rows_per_block = math.ceil(len(rows) / blocks)
     panel_width = 2.3 if blocks == 1 else 1.75
@@ -108,12 +112,20 @@ def prediction_figure(
         row_top = top + row * (_HEADER + panel_height)
         _draw_row_header(figure, left, row_top + _HEADER - 0.08, block_width, samples[i]["name"], score)
         for column, panel in enumerate(panels):
-            axes = _add_axes(figure, left + column * (panel_width + _GAP), row_top + _HEADER, panel_width,
-                             panel_height)
+            axes = _add_axes(
+                figure, left + column * (panel_width + _GAP), row_top + _HEADER, panel_width, panel_height
+            )
             _show(axes, panel, smooth=column == 0)
             if row == 0:
-                _text(figure, left + column * (panel_width + _GAP) + panel_width / 2, top, headings[column],
-                      size=11, weight="bold", ha="center")
+                _text(
+                    figure,
+                    left + column * (panel_width + _GAP) + panel_width / 2,
+                    top,
+                    headings[column],
+                    size=11,
+                    weight="bold",
+                    ha="center",
+                )
     return _save(figure, path)
 
 
@@ -124,14 +136,19 @@ def colorize(indices: Tensor, classes: ClassTable) -> Pixels:
         InputError: for another shape or dtype, or a value that is neither a class nor IGNORE_INDEX.
     """
     if indices.ndim != 2 or indices.is_floating_point() or indices.is_complex():
-        raise InputError("an index map does not fit", got=f"{tuple(indices.shape)} {indices.dtype}",
-                         expected="(H, W) of an integer dtype")
+        raise InputError(
+            "an index map does not fit",
+            got=f"{tuple(indices.shape)} {indices.dtype}",
+            expected="(H, W) of an integer dtype",
+        )
     flat = indices.detach().cpu().long().numpy()
     unknown = (flat != IGNORE_INDEX) & ((flat < 0) | (flat >= len(classes)))
     if unknown.any():
-        raise InputError("an index map has values that are no class",
-                         got=np.unique(flat[unknown])[:8].tolist(),
-                         expected=f"0..{len(classes) - 1} or {IGNORE_INDEX}")
+        raise InputError(
+            "an index map has values that are no class",
+            got=np.unique(flat[unknown])[:8].tolist(),
+            expected=f"0..{len(classes) - 1} or {IGNORE_INDEX}",
+        )
     table = np.full((IGNORE_INDEX + 1, 3), neutral_color(classes.palette), dtype=np.uint8)
     table[: len(classes)] = classes.palette
     return table[flat]
@@ -174,16 +191,22 @@ def curves_figure(
         InputError: for columns of unequal length, or a log with none of the known columns.
     """
     steps, columns = _columns(log, "log")
-    panels = {name: (steps, columns[name]) for name in ("loss_balance", "lr", "grad_norm", "miou")
-              if name in columns}
+    panels = {
+        name: (steps, columns[name])
+        for name in ("loss_balance", "lr", "grad_norm", "miou")
+        if name in columns
+    }
     if validation is not None:
         validation_steps, validation_columns = _columns(validation, "validation")
         if "miou" in validation_columns:
             panels["miou"] = (validation_steps, validation_columns["miou"])
     losses = {name: values for name, values in columns.items() if name in ("loss", "loss_segmentation")}
     if not panels and not losses:
-        raise InputError("the log holds nothing to draw", got=sorted(log),
-                         expected="one of loss, loss_segmentation, loss_balance, lr, grad_norm, miou")
+        raise InputError(
+            "the log holds nothing to draw",
+            got=sorted(log),
+            expected="one of loss, loss_segmentation, loss_balance, lr, grad_norm, miou",
+        )
 
     width, top = 11.0, _MARGIN + _title_height(title, 11.0)
     loss_height, small_height = (3.4 if losses else 0.0), (2.3 if panels else 0.0)
@@ -251,9 +274,11 @@ def _row_panels(
     image, mask = sample["image"].detach().cpu(), sample["mask"].detach().cpu()
     prediction = prediction.detach().cpu()
     if not 0 <= band < len(image) or image.shape[1:] != mask.shape:
-        raise InputError(f"sample {sample['name']!r} does not fit",
-                         got=f"image {tuple(image.shape)}, mask {tuple(mask.shape)}, band {band}",
-                         expected="image (C, H, W), mask (H, W), a band below C")
+        raise InputError(
+            f"sample {sample['name']!r} does not fit",
+            got=f"image {tuple(image.shape)}, mask {tuple(mask.shape)}, band {band}",
+            expected="image (C, H, W), mask (H, W), a band below C",
+        )
     matrix = ConfusionMatrix(len(classes))
     matrix.update(prediction, mask)
     panels = [_gray_db(image[band], mask), colorize(mask, classes), colorize(prediction, classes)]
@@ -293,8 +318,9 @@ def _class_handles(
         entries.append(("not labelled", neutral_color(classes.palette)))
     handles: list[Artist] = [_swatch(name, color) for name, color in entries]
     if any(_nodata(sample["image"][band], sample["mask"]).any() for sample in samples):
-        stripes = Patch(facecolor="#f4f6fa", edgecolor="#a9b8cc", hatch="/////", linewidth=0.5,
-                        label="no data")
+        stripes = Patch(
+            facecolor="#f4f6fa", edgecolor="#a9b8cc", hatch="/////", linewidth=0.5, label="no data"
+        )
         handles.append(stripes)
     if error_map:
         handles.append(_swatch("error", WRONG_COLOR))
@@ -338,8 +364,12 @@ def _columns(log: Mapping[str, Sequence[float | None]], where: str) -> tuple[Flo
     }
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise InputError(f"columns of the {where} differ in length", got=lengths, expected="one length",
-                         fix="write NaN where a step has no value")
+        raise InputError(
+            f"columns of the {where} differ in length",
+            got=lengths,
+            expected="one length",
+            fix="write NaN where a step has no value",
+        )
     rows = next(iter(lengths.values()), 0)
     steps = columns.pop("step", np.arange(rows, dtype=np.float64))
     if not np.isfinite(steps).all():
@@ -385,12 +415,18 @@ def _draw_smoothed(axes: Axes, steps: Floats, values: Floats, color: str, label:
     window = max(1, len(values) // 40) | 1
     if window == 1:
         alone = seen.sum() == 1 or len(values) < 12
-        axes.plot(steps, raw, color=color, linewidth=1.8, marker="o" if alone else "", markersize=4.5,
-                  label=label)
+        axes.plot(
+            steps, raw, color=color, linewidth=1.8, marker="o" if alone else "", markersize=4.5, label=label
+        )
         return
     axes.plot(steps, raw, color=color, linewidth=0.7, alpha=0.3)
-    axes.plot(steps, _running_mean(raw, window), color=color, linewidth=2.0,
-              label=f"{label} (mean of {window} log entries)")
+    axes.plot(
+        steps,
+        _running_mean(raw, window),
+        color=color,
+        linewidth=2.0,
+        label=f"{label} (mean of {window} log entries)",
+    )
 
 
 def _running_mean(values: Floats, window: int) -> Floats:
@@ -424,32 +460,65 @@ def _finish(
     if len(steps) and steps.max() >= 10000:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step else "0"))
     if len(broken):
-        axes.plot(broken, np.zeros(len(broken)), linestyle="", marker="x", color=VERMILION, markersize=6,
-                  transform=axes.get_xaxis_transform(), clip_on=False)
+        axes.plot(
+            broken,
+            np.zeros(len(broken)),
+            linestyle="",
+            marker="x",
+            color=VERMILION,
+            markersize=6,
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+        )
         _note(axes, f"× not finite: {len(broken)} of {len(steps)}", VERMILION)
     if not len(values):
         axes.set_yticks([])
-        axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", va="center",
-                  fontsize=10, color=SOFT_INK)
+        axes.text(
+            0.5,
+            0.5,
+            "no finite values",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            fontsize=10,
+            color=SOFT_INK,
+        )
 
 
 def _note(axes: Axes, text: str, color: str) -> None:
-    axes.text(0.98, 0.06, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=9, color=color,
-              bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5})
+    axes.text(
+        0.98,
+        0.06,
+        text,
+        transform=axes.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=9,
+        color=color,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+    )
 
 
 def _checked_share(share: Tensor) -> Floats:
     if share.ndim != 2 or share.numel() == 0:
-        raise InputError("share does not fit", got=f"shape {tuple(share.shape)}",
-                         expected="(layers, experts)")
+        raise InputError(
+            "share does not fit", got=f"shape {tuple(share.shape)}", expected="(layers, experts)"
+        )
     table = share.detach().cpu().double().numpy()
     if not np.isfinite(table).all() or (table < 0).any():
-        raise InputError("share has entries that are no shares", got=f"from {table.min()} to {table.max()}",
-                         expected="finite values in 0..1")
+        raise InputError(
+            "share has entries that are no shares",
+            got=f"from {table.min()} to {table.max()}",
+            expected="finite values in 0..1",
+        )
     off = np.abs(table.sum(1) - 1) > 0.01
     if off.any():
-        raise InputError("rows of share do not sum to 1", got=f"layer {off.argmax()}: {table.sum(1)[off][0]}",
-                         expected="1 in every layer", fix="divide the token counts by their sum per layer")
+        raise InputError(
+            "rows of share do not sum to 1",
+            got=f"layer {off.argmax()}: {table.sum(1)[off][0]}",
+            expected="1 in every layer",
+            fix="divide the token counts by their sum per layer",
+        )
     return table
 
 
@@ -458,8 +527,15 @@ def _draw_shares(axes: Axes, table: Floats, first_layer: int, full: float) -> No
     ring = _MAX_RADIUS * math.sqrt(1 / experts / full)
     end = 0.55 + experts * _CELL_WIDTH
     for expert in range(experts):
-        axes.text(0.55 + (expert + 0.5) * _CELL_WIDTH, 0.15, f"expert {expert}", fontsize=10, ha="center",
-                  va="center", color=INK)
+        axes.text(
+            0.55 + (expert + 0.5) * _CELL_WIDTH,
+            0.15,
+            f"expert {expert}",
+            fontsize=10,
+            ha="center",
+            va="center",
+            color=INK,
+        )
     axes.text(0.45, 0.15, "layer", fontsize=10, ha="right", va="center", color=INK)
     axes.text(end + 0.42, 0.15, "effective", fontsize=10, ha="center", va="center", color=SOFT_INK)
     for row, shares in enumerate(table):
@@ -472,17 +548,37 @@ def _draw_shares(axes: Axes, table: Floats, first_layer: int, full: float) -> No
         for expert, value in enumerate(shares):
             x = 0.55 + expert * _CELL_WIDTH + 0.28
             strong = value >= 1 / experts - 1e-6  # a uniform float32 share is not quite 1/E
-            axes.add_patch(Circle((x, y), _MAX_RADIUS * math.sqrt(value / full), linewidth=0,
-                                  facecolor=BLUE if strong else "#8fc3e3"))
+            axes.add_patch(
+                Circle(
+                    (x, y),
+                    _MAX_RADIUS * math.sqrt(value / full),
+                    linewidth=0,
+                    facecolor=BLUE if strong else "#8fc3e3",
+                )
+            )
             axes.add_patch(Circle((x, y), ring, fill=False, edgecolor=INK, linewidth=0.9))
-            axes.text(x + 0.25, y, f"{100 * value:.1f} %", fontsize=9, va="center",
-                      color=VERMILION if value < 0.0005 else INK)
+            axes.text(
+                x + 0.25,
+                y,
+                f"{100 * value:.1f} %",
+                fontsize=9,
+                va="center",
+                color=VERMILION if value < 0.0005 else INK,
+            )
 
 
 def _share_handles(experts: int) -> list[Artist]:
     def dot(color: str, edge: str, label: str) -> Line2D:
-        return Line2D([], [], linestyle="", marker="o", markersize=9, markerfacecolor=color,
-                      markeredgecolor=edge, label=label)
+        return Line2D(
+            [],
+            [],
+            linestyle="",
+            marker="o",
+            markersize=9,
+            markerfacecolor=color,
+            markeredgecolor=edge,
+            label=label,
+        )
 
     uniform = f"{100 / experts:.1f} %"
     return [
@@ -502,18 +598,35 @@ def _new_figure(width: float, height: float) -> Figure:
 def _add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Axes at a place in inches, `top` counted from the upper edge."""
     full_width, full_height = figure.get_size_inches()
-    return figure.add_axes((left / full_width, 1 - (top + height) / full_height, width / full_width,
-                            height / full_height))
+    return figure.add_axes(
+        (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
+    )
 
 
 def _text(
-    figure: Figure, x: float, y: float, text: str, *, size: float, ha: str = "left", weight: str = "normal",
+    figure: Figure,
+    x: float,
+    y: float,
+    text: str,
+    *,
+    size: float,
+    ha: str = "left",
+    weight: str = "normal",
     color: str = INK,
 ) -> None:
     """Text with its baseline at a place in inches, `y` counted from the upper edge; `$` is only a `$`."""
     width, height = figure.get_size_inches()
-    figure.text(x / width, 1 - y / height, text, fontsize=size, ha=ha, va="baseline", fontweight=weight,
-                color=color, parse_math=False)
+    figure.text(
+        x / width,
+        1 - y / height,
+        text,
+        fontsize=size,
+        ha=ha,
+        va="baseline",
+        fontweight=weight,
+        color=color,
+        parse_math=False,
+    )
 
 
 def _title_lines(title: str, width: float) -> list[str]:
@@ -533,9 +646,16 @@ def _draw_title(figure: Figure, title: str) -> None:
 def _fitting_legend(figure: Figure, handles: list[Artist]) -> Legend:
     """A legend at the lower edge, in as few and as even rows as the width of the figure allows."""
     for rows in range(1, len(handles) + 1):
-        legend = figure.legend(handles=handles, loc="lower center", ncol=math.ceil(len(handles) / rows),
-                               frameon=False, fontsize=10, handlelength=1.3, handleheight=1.0,
-                               columnspacing=1.4)
+        legend = figure.legend(
+            handles=handles,
+            loc="lower center",
+            ncol=math.ceil(len(handles) / rows),
+            frameon=False,
+            fontsize=10,
+            handlelength=1.3,
+            handleheight=1.0,
+            columnspacing=1.4,
+        )
         for text in legend.get_texts():
             text.set_parse_math(False)
         if rows == len(handles) or legend.get_window_extent().width <= figure.bbox.width - 0.2 * figure.dpi:

@@ -49,8 +49,11 @@ class SegmentationScores:
             InputError: when the names are not as many as the classes, or not distinct.
         """
         if len(class_names) != len(self.iou) or len(set(class_names)) != len(class_names):
-            raise InputError("class names do not fit the scores", got=list(class_names),
-                             expected=f"{len(self.iou)} distinct names")
+            raise InputError(
+                "class names do not fit the scores",
+                got=list(class_names),
+                expected=f"{len(self.iou)} distinct names",
+            )
         return {
             "miou": _none_if_nan(self.miou),
             "pixel_accuracy": _none_if_nan(self.pixel_accuracy),
@@ -91,7 +94,8 @@ class ConfusionMatrix:
             raise InputError("num_classes does not fit", got=num_classes, expected="1 or more")
         if 0 <= ignore_index < num_classes:
             raise InputError(
-                "ignore_index is one of the classes", got=ignore_index,
+                "ignore_index is one of the classes",
+                got=ignore_index,
                 expected=f"a value outside 0..{num_classes - 1}",
                 fix=f"to leave a class out of the score, set its target pixels to {IGNORE_INDEX}",
             )
@@ -125,8 +129,11 @@ class ConfusionMatrix:
             return NotImplemented
         mine, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
         if mine != theirs:
-            raise InputError("confusion matrices of different tasks cannot be added",
-                             got=f"(num_classes, ignore_index) {theirs}", expected=f"{mine}")
+            raise InputError(
+                "confusion matrices of different tasks cannot be added",
+                got=f"(num_classes, ignore_index) {theirs}",
+                expected=f"{mine}",
+            )
         total = ConfusionMatrix(self.num_classes, self.ignore_index, device=self.counts.device)
         total.counts = self.counts + other.counts.to(self.counts.device)
         return total
@@ -147,24 +154,33 @@ class ConfusionMatrix:
         )
 
     def __repr__(self) -> str:
-        return (f"ConfusionMatrix(num_classes={self.num_classes}, ignore_index={self.ignore_index}, "
-                f"pixels={int(self.counts.sum())})")
+        return (
+            f"ConfusionMatrix(num_classes={self.num_classes}, ignore_index={self.ignore_index}, "
+            f"pixels={int(self.counts.sum())})"
+        )
 
     def _check_tensors(self, prediction: Tensor, target: Tensor) -> None:
         for name, tensor in (("prediction", prediction), ("target", target)):
             if tensor.is_floating_point() or tensor.is_complex():
-                raise InputError(f"{name} holds no class indices", got=tensor.dtype,
-                                 expected="an integer dtype",
-                                 fix="logits become classes by argmax over the class dimension")
+                raise InputError(
+                    f"{name} holds no class indices",
+                    got=tensor.dtype,
+                    expected="an integer dtype",
+                    fix="logits become classes by argmax over the class dimension",
+                )
         if prediction.shape != target.shape:
             raise InputError(
-                "prediction and target differ in shape", got=f"prediction {tuple(prediction.shape)}",
+                "prediction and target differ in shape",
+                got=f"prediction {tuple(prediction.shape)}",
                 expected=f"the target's {tuple(target.shape)}",
                 fix="resize the logits, not the target, to the size of the label map",
             )
         if prediction.device != target.device:
-            raise InputError("prediction and target are on different devices",
-                             got=f"{prediction.device} and {target.device}", expected="one device")
+            raise InputError(
+                "prediction and target are on different devices",
+                got=f"{prediction.device} and {target.device}",
+                expected="one device",
+            )
 
     def _check_range(self, name: str, values: Tensor) -> None:
         if values.numel() == 0:
@@ -172,8 +188,11 @@ class ConfusionMatrix:
         low, high = (int(bound) for bound in torch.aminmax(values))
         if low < 0 or high >= self.num_classes:
             ignored = f" or {self.ignore_index} to ignore" if name == "target" else ""
-            raise InputError(f"{name} has class indices outside the task", got=f"values {low}..{high}",
-                             expected=f"0..{self.num_classes - 1}{ignored}")
+            raise InputError(
+                f"{name} has class indices outside the task",
+                got=f"values {low}..{high}",
+                expected=f"0..{self.num_classes - 1}{ignored}",
+            )
 
 
 def _by_name(names: Sequence[str], values: Tensor) -> dict[str, float | None]:

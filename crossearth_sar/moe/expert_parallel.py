@@ -34,8 +34,11 @@ class ExpertParallelExperts(StackedExperts):
         self.ep_size, self.ep_rank = dist.get_world_size(group), dist.get_rank(group)
         self.num_experts = full.w1.shape[0]
         if self.num_experts % self.ep_size:
-            raise InputError("experts do not divide among ranks", got=f"ep_size {self.ep_size}",
-                             expected=f"a divisor of num_experts = {self.num_experts}")
+            raise InputError(
+                "experts do not divide among ranks",
+                got=f"ep_size {self.ep_size}",
+                expected=f"a divisor of num_experts = {self.num_experts}",
+            )
         for name, value in full.named_parameters():
             setattr(self, name, nn.Parameter(self.own_slice(value.detach()).clone()))
 
@@ -64,7 +67,7 @@ class ExpertParallelExperts(StackedExperts):
 
 
 def _regroup(counts_SE: Tensor) -> tuple[Tensor, Tensor]:
-    """Orders between (sender, expert) and (expert, sender) for runs of `counts_SE[s, e]` rows: there, back."""
+    """Orders from (sender, expert) to (expert, sender) and back, for runs of `counts_SE[s, e]` rows."""
     senders, experts = counts_SE.shape
     expert_of_run = torch.arange(experts, device=counts_SE.device).repeat(senders)
     there = expert_of_run.repeat_interleave(counts_SE.flatten()).argsort(stable=True)

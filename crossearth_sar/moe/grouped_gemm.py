@@ -19,7 +19,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def grouped_ffn_reference(
-    rows_ND: Tensor, counts: list[int], w1_EFD: Tensor, b1_EF: Tensor, w2_EDF: Tensor, b2_ED: Tensor,
+    rows_ND: Tensor,
+    counts: list[int],
+    w1_EFD: Tensor,
+    b1_EF: Tensor,
+    w2_EDF: Tensor,
+    b2_ED: Tensor,
     activation: str,
 ) -> Tensor:
     """(N, D) grouped rows -> (N, D): act(x w1_e^T + b1_e) w2_e^T + b2_e for the rows of each expert e.

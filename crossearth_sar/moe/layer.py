@@ -64,8 +64,11 @@ class PhysicsGuidedMoE(nn.Module):
             y (B, T, D) and the RoutingInfo of this call; auxiliary losses come from the latter.
         """
         if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.router.dim:
-            raise InputError("tokens do not fit the layer", got=f"shape {tuple(x_BTD.shape)}",
-                             expected=f"(B, T, {self.router.dim})")
+            raise InputError(
+                "tokens do not fit the layer",
+                got=f"shape {tuple(x_BTD.shape)}",
+                expected=f"(B, T, {self.router.dim})",
+            )
         routing = self.router(x_BTD, descriptors_BP)
         plan = make_dispatch_plan(routing.expert_index, self.router.num_experts)
         y_TD = self.experts(x_BTD.flatten(0, 1), routing.gate, plan)

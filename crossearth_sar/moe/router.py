@@ -57,7 +57,12 @@ class PhysicsGuidedRouter(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_experts: int, *, top_k: int = 1, num_descriptors: int = 3,
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        top_k: int = 1,
+        num_descriptors: int = 3,
         gate: Gate = "normalized",
     ) -> None:
         super().__init__()
@@ -72,15 +77,20 @@ class PhysicsGuidedRouter(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def logits(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> Tensor:
-        """(B, T, E) in float32; `descriptors_BP=None` is the same as zeros, their standardised mean."""
-        weight_ED, weight_EP = self.weight.float().split([self.dim, self.num_descriptors], dim=1)
-        logits = F.linear(x_BTD.float(), weight_ED, self.bias.float())
+        """(B, T, E), float32 at least; `descriptors_BP=None` counts as zeros, their standardised mean."""
+        precision = torch.promote_types(x_BTD.dtype, torch.float32)
+        weight_ED, weight_EP = self.weight.to(precision).split([self.dim, self.num_descriptors], dim=1)
+        logits = F.linear(x_BTD.to(precision), weight_ED, self.bias.to(precision))
         if descriptors_BP is not None and self.num_descriptors:
             expected = (x_BTD.shape[0], self.num_descriptors)
             if tuple(descriptors_BP.shape) != expected:
-                raise InputError("descriptors do not fit the tokens", got=f"shape {tuple(descriptors_BP.shape)}",
-                                 expected=f"(B, P) = {expected}", fix="one row per image of the batch")
-            logits = logits + F.linear(descriptors_BP.float(), weight_EP)[:, None]
+                raise InputError(
+                    "descriptors do not fit the tokens",
+                    got=f"shape {tuple(descriptors_BP.shape)}",
+                    expected=f"(B, P) = {expected}",
+                    fix="one row per image of the batch",
+                )
+            logits = logits + F.linear(descriptors_BP.to(precision), weight_EP)[:, None]
         return logits
 
     def forward(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> RoutingInfo:
@@ -88,16 +98,19 @@ class PhysicsGuidedRouter(nn.Module):
         expert_index = _top_k(probability_BTE.detach(), self.top_k)
         gate = _gate(probability_BTE.gather(-1, expert_index), self.gate)
         counts = F.one_hot(expert_index.flatten(), self.num_experts).sum(0)
+        tokens = expert_index[..., 0].numel()
         return RoutingInfo(
             expert_index=expert_index,
             gate=gate.to(x_BTD.dtype),
-            expert_fraction=counts.float() / max(expert_index.numel(), 1),
-            expert_probability=probability_BTE.flatten(0, 1).sum(0) / max(probability_BTE[..., 0].numel(), 1),
+            expert_fraction=counts / max(expert_index.numel(), 1),
+            expert_probability=probability_BTE.flatten(0, 1).sum(0) / max(tokens, 1),
         )
 
     def extra_repr(self) -> str:
-        return (f"dim={self.dim}, num_experts={self.num_experts}, top_k={self.top_k}, "
-                f"num_descriptors={self.num_descriptors}, gate={self.gate!r}")
+        return (
+            f"dim={self.dim}, num_experts={self.num_experts}, top_k={self.top_k}, "
+            f"num_descriptors={self.num_descriptors}, gate={self.gate!r}"
+        )
 
 
 def _top_k(probability_BTE: Tensor, top_k: int) -> Tensor:

@@ -43,8 +43,11 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             official[_EMBEDDINGS[key]] = value
             continue
         if not key.startswith("encoder.layer."):
-            raise InputError("not a key of transformers' Dinov2Model", got=repr(key),
-                             fix="give the state dict of Dinov2Model, without a classification head")
+            raise InputError(
+                "not a key of transformers' Dinov2Model",
+                got=repr(key),
+                fix="give the state dict of Dinov2Model, without a classification head",
+            )
         if ".k_proj." in key or ".v_proj." in key:
             continue  # joined where its q_proj comes by
         name = _renamed(key.replace("encoder.layer.", "blocks."), _IN_BLOCK)

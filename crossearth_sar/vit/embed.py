@@ -23,9 +23,12 @@ class PatchEmbed(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         height, width = image_BCHW.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
-            raise InputError("image size is not a multiple of the patch size", got=f"{height} x {width}",
-                             expected=f"multiples of {self.patch_size}",
-                             fix="pad the image, or use predict(), which does")
+            raise InputError(
+                "image size is not a multiple of the patch size",
+                got=f"{height} x {width}",
+                expected=f"multiples of {self.patch_size}",
+                fix="pad the image, or use predict(), which does",
+            )
         return self.proj(image_BCHW).permute(0, 2, 3, 1)
 
 

@@ -42,11 +42,21 @@ class ViTConfig:
     def __post_init__(self) -> None:
         require(self.depth >= 1, "vit.depth", self.depth, "at least 1")
         require(self.dim % self.num_heads == 0, "vit.num_heads", self.num_heads, f"a divisor of {self.dim}")
-        require(len(self.out_blocks) == 4 and list(self.out_blocks) == sorted(set(self.out_blocks))
-                and 0 <= self.out_blocks[0] and self.out_blocks[-1] < self.depth,
-                "vit.out_blocks", self.out_blocks, f"four rising block indices below depth {self.depth}")
-        require(self.image_size % self.patch_size == 0, "vit.image_size", self.image_size,
-                f"a multiple of patch_size {self.patch_size}")
+        require(
+            len(self.out_blocks) == 4
+            and list(self.out_blocks) == sorted(set(self.out_blocks))
+            and self.out_blocks[0] >= 0
+            and self.out_blocks[-1] < self.depth,
+            "vit.out_blocks",
+            self.out_blocks,
+            f"four rising block indices below depth {self.depth}",
+        )
+        require(
+            self.image_size % self.patch_size == 0,
+            "vit.image_size",
+            self.image_size,
+            f"a multiple of patch_size {self.patch_size}",
+        )
 
     @property
     def hidden_dim(self) -> int:
@@ -80,8 +90,12 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, config.dim))
         self.mask_token = nn.Parameter(torch.zeros(1, config.dim), requires_grad=False)  # DINOv2's, unused
         self.blocks = nn.ModuleList(
-            Block(config.dim, config.num_heads, make_ffn(config.dim, config.hidden_dim),
-                  layer_scale=config.layer_scale)
+            Block(
+                config.dim,
+                config.num_heads,
+                make_ffn(config.dim, config.hidden_dim),
+                layer_scale=config.layer_scale,
+            )
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)

@@ -155,8 +155,13 @@ def test_otsu_on_the_edge_cases() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [torch.empty(0), torch.zeros(2, 2), torch.zeros(3, dtype=torch.int64),
-     torch.tensor([0.0, -math.inf]), torch.tensor([0.0, math.nan])],
+    [
+        torch.empty(0),
+        torch.zeros(2, 2),
+        torch.zeros(3, dtype=torch.int64),
+        torch.tensor([0.0, -math.inf]),
+        torch.tensor([0.0, math.nan]),
+    ],
 )
 def test_otsu_refuses_what_has_no_threshold(values: Tensor) -> None:
     with pytest.raises(InputError, match="values_db"):
@@ -178,8 +183,9 @@ def test_otsu_is_the_same_at_any_gain_and_does_not_look_at_labels() -> None:
     table = class_table(("land", "water"))
     one, two = (otsu_water_scores(ListedSamples([s], table), 1, 0).counts for s in (scene, louder))
     assert int((one - two).abs().sum()) <= 4  # pixels on a bin edge may move with the rounding
-    flipped = Sample(image=scene["image"], name="flipped",
-                     mask=torch.where(scene["mask"] == 255, 255, 1 - scene["mask"]))
+    flipped = Sample(
+        image=scene["image"], name="flipped", mask=torch.where(scene["mask"] == 255, 255, 1 - scene["mask"])
+    )
     assert torch.equal(otsu_water_scores(ListedSamples([flipped], table), 1, 0).counts, one.flip(0))
 
 
@@ -197,7 +203,11 @@ def test_otsu_in_a_task_with_more_classes_another_band_and_dark_pixels() -> None
 
 def test_otsu_water_scores_refuses_indices_the_dataset_lacks() -> None:
     dataset = ListedSamples([speckled_scene(0)], class_table(("land", "water")))
-    for arguments, says in (((2, 0), "water_index"), ((1, -1), "other_index"), ((1, 1), "same"),
-                            ((1, 0, 1), "no band 1")):
+    for arguments, says in (
+        ((2, 0), "water_index"),
+        ((1, -1), "other_index"),
+        ((1, 1), "same"),
+        ((1, 0, 1), "no band 1"),
+    ):
         with pytest.raises(InputError, match=says):
             otsu_water_scores(dataset, *arguments)

@@ -65,15 +65,21 @@ def test_pyplot_is_never_loaded(tmp_path: Path) -> None:
         f"curves_figure({{'loss': [1.0, 2.0]}}, {str(tmp_path / 'b.png')!r});"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True,
-                   cwd=Path(figures.__file__).parents[2])
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(figures.__file__).parents[2]
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 8])
 def test_prediction_figure_fits_a_slide(tmp_path: Path, rows: int) -> None:
     pairs = [scene(i) for i in range(rows)]
-    path = prediction_figure([s for s, _ in pairs], [p for _, p in pairs], SEVEN_CLASSES,
-                             tmp_path / "new" / "folder" / "p.png", "Title")
+    path = prediction_figure(
+        [s for s, _ in pairs],
+        [p for _, p in pairs],
+        SEVEN_CLASSES,
+        tmp_path / "new" / "folder" / "p.png",
+        "Title",
+    )
     height, width, _ = pixels(path).shape
     assert path == tmp_path / "new" / "folder" / "p.png"
     assert 1000 < width < 2600
@@ -93,8 +99,9 @@ def test_label_and_prediction_panels_hold_exactly_the_palette(tmp_path: Path) ->
     assert count_of(picture, neutral) == pytest.approx(panel * 2 * 0.25, rel=0.08)  # label and error map
     wrong = ((prediction != sample["mask"]) & (sample["mask"] != 255)).float().mean()
     assert count_of(picture, WRONG_COLOR) == pytest.approx(panel * float(wrong), rel=0.08)
-    plain = pixels(prediction_figure([sample], [prediction], SEVEN_CLASSES, tmp_path / "q.png",
-                                     error_map=False))
+    plain = pixels(
+        prediction_figure([sample], [prediction], SEVEN_CLASSES, tmp_path / "q.png", error_map=False)
+    )
     assert count_of(plain, WRONG_COLOR) == 0
     assert plain.shape[1] < picture.shape[1]
 
@@ -118,8 +125,14 @@ def test_prediction_figure_takes_odd_samples(tmp_path: Path) -> None:
     constant["name"] = "a name with $dollar_ and_ much more of it, " * 9
     black, black_prediction = scene(4)
     black["image"].zero_()
-    path = prediction_figure([wide, constant, black], [wide_prediction, prediction, black_prediction],
-                             SEVEN_CLASSES, tmp_path / "p.png", "cost $5 and $x_^", band=0)
+    path = prediction_figure(
+        [wide, constant, black],
+        [wide_prediction, prediction, black_prediction],
+        SEVEN_CLASSES,
+        tmp_path / "p.png",
+        "cost $5 and $x_^",
+        band=0,
+    )
     assert pixels(path).std() > 0
 
 
@@ -160,10 +173,13 @@ def test_the_neutral_tone_stands_off_the_palette(palette: tuple[tuple[int, int, 
 def test_curves_of_a_whole_log(tmp_path: Path) -> None:
     steps = list(range(0, 4000, 10))
     log = {
-        "step": steps, "loss": [30 * math.exp(-s / 800) + 5 for s in steps],
+        "step": steps,
+        "loss": [30 * math.exp(-s / 800) + 5 for s in steps],
         "loss_segmentation": [30 * math.exp(-s / 800) + 4 for s in steps],
-        "loss_balance": [0.06] * 400, "lr": [1e-4 * (1 - s / 4000) for s in steps],
-        "grad_norm": [10 ** (s % 70 / 30) for s in steps], "seconds": [0.5] * 400,
+        "loss_balance": [0.06] * 400,
+        "lr": [1e-4 * (1 - s / 4000) for s in steps],
+        "grad_norm": [10 ** (s % 70 / 30) for s in steps],
+        "seconds": [0.5] * 400,
     }
     validation = {"step": [1000, 2000, 3000], "miou": [0.2, 0.35, 0.3]}
     picture = pixels(curves_figure(log, tmp_path / "c.png", "Run", validation=validation))
@@ -199,9 +215,12 @@ def test_values_that_are_not_finite_are_marked(tmp_path: Path) -> None:
 
 
 def test_curves_refuse_a_log_they_cannot_read(tmp_path: Path) -> None:
-    for log, says in (({}, "nothing to draw"), ({"step": [1]}, "nothing to draw"),
-                      ({"step": [1, 2], "loss": [1.0]}, "differ in length"),
-                      ({"step": [math.nan], "loss": [1.0]}, "not finite")):
+    for log, says in (
+        ({}, "nothing to draw"),
+        ({"step": [1]}, "nothing to draw"),
+        ({"step": [1, 2], "loss": [1.0]}, "differ in length"),
+        ({"step": [math.nan], "loss": [1.0]}, "not finite"),
+    ):
         with pytest.raises(InputError, match=says):
             curves_figure(log, tmp_path / "c.png")
 
@@ -232,8 +251,14 @@ def test_bubble_area_follows_the_share(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "share",
-    [torch.ones(3), torch.empty(0, 4), torch.ones(2, 2), torch.tensor([[1.5, -0.5]]),
-     torch.tensor([[math.nan, 1.0]]), torch.tensor([[120, 80]])],
+    [
+        torch.ones(3),
+        torch.empty(0, 4),
+        torch.ones(2, 2),
+        torch.tensor([[1.5, -0.5]]),
+        torch.tensor([[math.nan, 1.0]]),
+        torch.tensor([[120, 80]]),
+    ],
 )
 def test_shares_that_are_none_are_refused(tmp_path: Path, share: Tensor) -> None:
     with pytest.raises(InputError, match="share"):

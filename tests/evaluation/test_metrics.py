@@ -22,8 +22,9 @@ def counted(prediction: Tensor, target: Tensor, num_classes: int) -> ConfusionMa
     return matrix
 
 
-def random_pair(seed: int, num_classes: int, shape: tuple[int, ...], classes: int | None = None,
-                ignored: float = 0.1) -> tuple[Tensor, Tensor]:
+def random_pair(
+    seed: int, num_classes: int, shape: tuple[int, ...], classes: int | None = None, ignored: float = 0.1
+) -> tuple[Tensor, Tensor]:
     """Prediction and target that agree on about half of the pixels; `classes` limits those in the target."""
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(classes or num_classes, shape, generator=generator)

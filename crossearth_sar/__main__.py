@@ -1,0 +1,68 @@
+"""`python -m crossearth_sar`: what is installed, which backend each part would use, and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+
+import torch
+
+from crossearth_sar.backend import BackendStatus, descriptor_backend_status, moe_backend_status
+from crossearth_sar.version import __version__
+
+OPTIONAL = {
+    "triton": "kernels: pip install 'crossearth-sar[triton]'",
+    "deepspeed": "training: pip install 'crossearth-sar[train]'",
+    "tensorboard": "training curves: pip install 'crossearth-sar[train]'",
+    "rasterio": "georeferences: pip install 'crossearth-sar[geo]'",
+    "megablocks": "peer and backend: pip install --no-deps megablocks, on a CUDA machine",
+}
+
+
+def report() -> str:
+    """The whole report as text; starts no CUDA context."""
+    lines = [
+        f"crossearth-sar {__version__}, Python {platform.python_version()}, {platform.machine()}",
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {_gpu()}",
+        "",
+        "required packages",
+        *(_package_line(name, "") for name in ("transformers", "safetensors", "numpy", "scipy")),
+        "optional packages",
+        *(_package_line(name, purpose) for name, purpose in OPTIONAL.items()),
+        "",
+        *_backend_lines("MoE layer", moe_backend_status()),
+        *_backend_lines("SAR descriptors", descriptor_backend_status()),
+    ]
+    return "\n".join(lines)
+
+
+def _gpu() -> str:
+    count = torch.cuda.device_count()
+    return f"{count} CUDA device(s)" if count else "no CUDA device"
+
+
+def _package_line(name: str, purpose: str) -> str:
+    if importlib.util.find_spec(name) is None:
+        return f"  {name:<14} not installed; {purpose}"
+    try:
+        return f"  {name:<14} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"  {name:<14} present, version unknown"
+
+
+def _backend_lines(part: str, statuses: list[BackendStatus]) -> list[str]:
+    chosen = next(status.name for status in statuses if status.usable)
+    lines = [f"{part}: backend 'auto' is {chosen!r}"]
+    for status in statuses:
+        lines.append(
+            f"  {'*' if status.name == chosen else ' '} {status.name:<12} "
+            f"{'works' if status.usable else 'no'}: {status.reason}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    print(report())
+    sys.exit(0)

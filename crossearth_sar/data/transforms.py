@@ -1,0 +1,180 @@
+"""Training augmentation for SAR: geometry as in optical segmentation, radiometry as a radar has it.
+
+Random resize, crop with a limit on the largest class, flips; then a gain in dB (calibrations differ) and
+multiplicative speckle (numbers of looks differ). No colour jitter and no blur: neither happens to a radar
+image. All randomness comes from the generator given, so a sample is a function of (image, seed).
+
+C bands, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossearth_sar.config import require
+from crossearth_sar.data.sample import IGNORE_INDEX, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How training samples are varied.
+
+    crop_size: side of the square that comes out, pixels.
+    scale_min, scale_max: the resize factor is uniform between them; 2 is an image twice as large.
+    max_class_share: no class may cover more than this share of a crop's labelled pixels; of `crop_tries`
+        positions the first that keeps to it is taken, else the one that comes nearest.
+    flip_probability: of a horizontal flip and, independently, of a vertical one.
+    gain_db: the whole image is scaled by a gain uniform in +- this many dB.
+    speckle_looks: number of looks of the gamma-distributed speckle multiplied on intensity, at least 1;
+        fewer looks are stronger speckle, variance 1 / looks. None: off.
+    speckle_probability: share of samples that get it.
+    """
+
+    crop_size: int = 512
+    scale_min: float = 0.5
+    scale_max: float = 2.0
+    max_class_share: float = 0.75
+    crop_tries: int = 10
+    flip_probability: float = 0.5
+    gain_db: float = 2.0
+    speckle_looks: float | None = None
+    speckle_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.crop_size >= 1, "crop_size", self.crop_size, "at least 1 pixel")
+        require(
+            0 < self.scale_min <= self.scale_max <= 16,
+            "scale_min, scale_max",
+            (self.scale_min, self.scale_max),
+            "0 < scale_min <= scale_max <= 16",
+        )
+        require(0 < self.max_class_share <= 1, "max_class_share", self.max_class_share, "in (0, 1]")
+        require(self.crop_tries >= 1, "crop_tries", self.crop_tries, "at least 1")
+        for name in ("flip_probability", "speckle_probability"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        require(0 <= self.gain_db <= 60, "gain_db", self.gain_db, "in [0, 60] dB")
+        require(
+            self.speckle_looks is None or 1 <= self.speckle_looks < math.inf,
+            "speckle_looks",
+            self.speckle_looks,
+            "at least 1, or null",
+        )
+
+
+class TrainTransform:
+    """Augments a sample; image (C, H, W) of any size becomes (C, crop_size, crop_size), the mask likewise.
+
+    Where the resized image is smaller than the crop, zeros and IGNORE_INDEX are added below and on the
+    right. Keys of the sample other than image and mask are passed on as they are.
+    """
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.config = config
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """A new sample; `sample` stays as it is. `generator` lives on the CPU."""
+        config = self.config
+        # All scalars are drawn first and always: switching one step off leaves the others as they were.
+        scale, flip_x, flip_y, gain, speckle = torch.rand(5, generator=generator).tolist()
+        places = torch.rand(config.crop_tries, 2, generator=generator).tolist()
+        scale = config.scale_min + (config.scale_max - config.scale_min) * scale
+        small_mask = sample["mask"].to(torch.uint8)  # classes and IGNORE_INDEX fit; an eighth of the bytes
+        image, small_mask = self._crop(sample["image"], small_mask, scale, places)
+        flips = [axis for axis, draw in ((-1, flip_x), (-2, flip_y)) if draw < config.flip_probability]
+        if flips:
+            image, small_mask = image.flip(flips), small_mask.flip(flips)
+        image = image * 10 ** ((2 * gain - 1) * config.gain_db / 20)
+        if config.speckle_looks is not None and speckle < config.speckle_probability:
+            image = image * speckle_amplitude(image.shape, config.speckle_looks, generator)
+        return cast(Sample, {**sample, "image": image, "mask": small_mask.long()})
+
+    def _crop(
+        self, image: Tensor, mask: Tensor, scale: float, places: list[list[float]]
+    ) -> tuple[Tensor, Tensor]:
+        """Cuts the window that becomes the crop out of the source, then resizes that alone."""
+        size = self.config.crop_size
+        (top_end, height, out_height), (left_end, width, out_width) = (
+            _window(extent, size, scale) for extent in mask.shape
+        )
+        if mask.min() == mask.max():
+            places = places[:1]  # every crop has the same single value
+        best: tuple[float, int, int, Tensor] | None = None
+        for place_y, place_x in places:
+            top, left = int(place_y * (top_end + 1)), int(place_x * (left_end + 1))
+            crop = _resize_mask(mask[top : top + height, left : left + width], out_height, out_width)
+            share = largest_class_share(crop)
+            if best is None or share < best[0]:
+                best = share, top, left, crop
+            if share <= self.config.max_class_share or (top_end == 0 and left_end == 0):
+                break
+        assert best is not None
+        _, top, left, crop = best
+        window = resize_amplitude(image[:, top : top + height, left : left + width], out_height, out_width)
+        padding = (0, size - out_width, 0, size - out_height)
+        return F.pad(window, padding), F.pad(crop, padding, value=IGNORE_INDEX)
+
+
+def center_crop_or_pad(sample: Sample, size: int) -> Sample:
+    """The sample at (size, size) about its centre, cut where larger, else padded with 0 and IGNORE_INDEX.
+
+    For batches of images of unlike sizes; to evaluate all pixels of larger images, tile them instead.
+    """
+    height, width = sample["mask"].shape
+    before_y, before_x = (size - height) // 2, (size - width) // 2
+    padding = (before_x, size - width - before_x, before_y, size - height - before_y)  # negative ones cut
+    image = F.pad(sample["image"], padding)
+    mask = F.pad(sample["mask"], padding, value=IGNORE_INDEX)
+    return cast(Sample, {**sample, "image": image, "mask": mask})
+
+
+def resize_amplitude(image: Tensor, height: int, width: int) -> Tensor:
+    """Amplitude (C, H, W) -> (C, height, width), averaging power: what a coarser pixel would receive.
+
+    Bilinear on intensity, with antialiasing where it shrinks, so that a pixel is the mean over its area
+    and shrinking looks like multilooking; exact when the size stays.
+    """
+    if image.shape[-2:] == (height, width):
+        return image
+    shrinks = height < image.shape[-2] or width < image.shape[-1]
+    intensity = F.interpolate(
+        image.square()[None], (height, width), mode="bilinear", align_corners=False, antialias=shrinks
+    )
+    return intensity[0].sqrt_()
+
+
+def speckle_amplitude(shape: tuple[int, ...], looks: float, generator: torch.Generator) -> Tensor:
+    """Amplitude factors whose squares are Gamma(looks, 1 / looks): mean 1, variance 1 / looks.
+
+    By Wilson and Hilferty's cube of a normal, mean and variance within 0.5 % from one look on, and eight
+    times as fast as drawing gammas.
+    """
+    normal = torch.randn(shape, generator=generator)
+    root = normal.mul_(1 / (3 * math.sqrt(looks))).add_(1 - 1 / (9 * looks)).clamp_(min=0)
+    return root * root.sqrt()
+
+
+def largest_class_share(mask: Tensor) -> float:
+    """Share of the commonest class among the pixels that are not IGNORE_INDEX; inf where there are none."""
+    counts = torch.bincount(mask.flatten(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
+    labelled = int(counts.sum())
+    return int(counts.max()) / labelled if labelled else math.inf
+
+
+def _window(extent: int, size: int, scale: float) -> tuple[int, int, int]:
+    """Along one axis: last possible start, length in source pixels, length in the crop."""
+    wanted = max(round(size / scale), 1)
+    if wanted <= extent:
+        return extent - wanted, wanted, size
+    return 0, extent, min(max(round(extent * scale), 1), size)
+
+
+def _resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    if mask.shape == (height, width):
+        return mask
+    return F.interpolate(mask[None, None], (height, width), mode="nearest-exact")[0, 0]

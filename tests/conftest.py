@@ -1,0 +1,26 @@
+"""Shared by all tests: one thread, a fixed seed, and `torch.empty` that is never zero by luck."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uninitialised floating memory holds NaN, so that reading a row nobody wrote shows."""
+    for name in ("empty", "empty_like"):
+        original = getattr(torch, name)
+
+        def poisoned(*args: object, _original: object = original, **kwargs: object) -> torch.Tensor:
+            tensor = _original(*args, **kwargs)  # type: ignore[operator]
+            is_plain = tensor.device.type == "cpu" and tensor.is_floating_point()
+            return tensor.fill_(float("nan")) if is_plain else tensor
+
+        monkeypatch.setattr(torch, name, poisoned)

@@ -1,0 +1,111 @@
+"""Nothing imports upwards, nothing imports in a circle, and the core imports nothing it need not have."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "crossearth_sar"
+
+FLOORS = [
+    {"version", "errors", "config"},
+    {"kernels"},
+    {"backend"},
+    {"descriptors", "moe"},
+    {"vit", "decoder", "peft"},
+    {"presets"},
+    {"model"},
+    {"data", "evaluation"},
+    {"engine"},
+]
+SAME_FLOOR_ALLOWED = {("config", "errors"), ("evaluation", "data")}
+TOP = {"__init__", "__main__"}
+"""The package's face and its report: they may name every room."""
+
+
+def modules() -> dict[str, Path]:
+    files = [p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts]
+    return {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in files}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names below crossearth_sar that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module or "")
+    return {name.removeprefix("crossearth_sar.") for name in found if name.startswith("crossearth_sar.")}
+
+
+def floor(room: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_every_room_stands_on_a_floor() -> None:
+    rooms = {name.split(".")[0] for name in modules()} - TOP
+    known = set().union(*FLOORS)
+    assert rooms <= known, f"name the floor of {rooms - known} in this test"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_run_downwards(name: str) -> None:
+    room = name.split(".")[0]
+    if room in TOP:
+        return
+    for imported in imports_of(modules()[name]):
+        other = imported.split(".")[0]
+        if other != room:
+            lower = floor(other) < floor(room) or (room, other) in SAME_FLOOR_ALLOWED
+            assert lower, f"crossearth_sar.{name} imports crossearth_sar.{imported}, which stands above it"
+
+
+def test_no_circle_among_modules() -> None:
+    graph = {name.removesuffix(".__init__"): imports_of(path) for name, path in modules().items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"a circle: {' -> '.join([*trail, name])}"
+        if name in done or name not in graph:
+            return
+        for other in graph[name]:
+            if other != name:
+                visit(other, (*trail, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_kernels_know_nothing_of_the_library() -> None:
+    for path in (ROOT / "kernels").glob("*.py"):
+        assert not imports_of(path), f"{path.name} may import torch and triton only"
+    assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow a top-level package «kernels»"
+
+
+def test_vit_does_not_know_the_moe() -> None:
+    for name, path in modules().items():
+        if name.startswith("vit."):
+            assert not any(i.startswith("moe") for i in imports_of(path)), name
+
+
+def test_core_import_is_quiet_and_needs_no_optional_package() -> None:
+    program = (
+        "import sys, warnings; warnings.simplefilter('error')\n"
+        "for name in ('triton', 'deepspeed', 'megablocks', 'rasterio', 'tensorboard'):\n"
+        "    sys.modules[name] = None\n"  # as if it were not installed: import fails, find_spec gives None
+        "import crossearth_sar, torch\n"
+        "model = crossearth_sar.build_model('crossearth_sar_tiny', 3)\n"
+        "assert model.predict(torch.rand(1, 1, 64, 64)).shape == (1, 64, 64)\n"
+        "assert not torch.cuda.is_initialized()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", f"import or use wrote to stderr: {done.stderr}"
