@@ -123,11 +123,10 @@ class CrossEarthSAR(nn.Module):
             on_window: called with each window's output, to look at the routing.
 
         Raises:
-            InputError: for another shape, a negative or non-finite pixel.
+            InputError: for another shape, a bad pixel, or statistics that do not fit the bands.
         """
-        _check_amplitude(image_BCHW)
-        if db_mean is None or db_std is None:
-            db_mean, db_std = db_statistics(image_BCHW)
+        image_BCHW = _checked_amplitude(image_BCHW)
+        db_mean, db_std = _statistics(image_BCHW, db_mean, db_std)
         was_training = self.training
         self.eval()
         try:
@@ -171,8 +170,7 @@ class CrossEarthSAR(nn.Module):
 
 def network_input(image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None) -> Tensor:
     """(B, C, H, W) linear amplitude -> (B, 3, H, W) standardised dB, cut to +- INPUT_LIMIT, bands cycled."""
-    if db_mean is None or db_std is None:
-        db_mean, db_std = db_statistics(image_BCHW)
+    db_mean, db_std = _statistics(image_BCHW, db_mean, db_std)
     decibels = to_db(image_BCHW)
     mean, std = (s.to(decibels).reshape(-1, image_BCHW.shape[1], 1, 1) for s in (db_mean, db_std))
     standardised = ((decibels - mean) / std).clamp(-INPUT_LIMIT, INPUT_LIMIT)
@@ -180,8 +178,9 @@ def network_input(image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Ten
 
 
 def to_db(amplitude: Tensor) -> Tensor:
-    """20 log10(amplitude), an amplitude of 0 at -200 dB."""
-    return 20 * torch.log10(amplitude.clamp(min=AMPLITUDE_FLOOR))
+    """20 log10(amplitude), an amplitude of 0 at -200 dB; float32 at least, for half has no such floor."""
+    precision = torch.promote_types(amplitude.dtype, torch.float32)
+    return 20 * torch.log10(amplitude.to(precision).clamp(min=AMPLITUDE_FLOOR))
 
 
 def db_statistics(image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,18 +243,31 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Cross
                 expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}",
                 fix="give the folder that save_model or a training run wrote",
             )
+    reading = folder / CONFIG_FILE
     try:
-        config = from_mapping(ModelConfig, json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-        state = load_file(folder / WEIGHTS_FILE)
+        mapping = json.loads(reading.read_text(encoding="utf-8"))
+        reading = folder / WEIGHTS_FILE
+        state = load_file(reading)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise InputError(
-            f"the model in {folder} cannot be read", got=str(error), fix="copy it again from where it came"
+            f"{reading} cannot be read", got=str(error), fix="copy it again from where it came"
         ) from error
-    model = CrossEarthSAR(config)
+    try:
+        model = CrossEarthSAR(from_mapping(ModelConfig, mapping))
+    except InputError as error:
+        raise InputError(
+            f"{folder / CONFIG_FILE} describes no model",
+            got=str(error),
+            fix="use the config.json that was saved with the weights",
+        ) from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"weights and config in {folder} do not fit each other", got=str(error)) from error
+        raise InputError(
+            f"{WEIGHTS_FILE} and {CONFIG_FILE} in {folder} do not fit each other",
+            got=str(error),
+            fix="use the two files of one save_model call or training run",
+        ) from error
     return model.to(device).eval()
 
 
@@ -276,14 +288,44 @@ def _starts(length: int, crop: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def _check_amplitude(image_BCHW: Tensor) -> None:
-    if image_BCHW.ndim != 4 or not 1 <= image_BCHW.shape[1] <= 3 or image_BCHW.is_complex():
+def _statistics(image_BCHW: Tensor, db_mean: Tensor | None, db_std: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The given statistics, checked; each image's own when neither is given."""
+    if db_mean is None and db_std is None:
+        return db_statistics(image_BCHW)
+    if db_mean is None or db_std is None:
+        raise InputError(
+            "statistics come as a pair",
+            got=f"{'db_std' if db_mean is None else 'db_mean'} alone",
+            expected="db_mean and db_std, or neither",
+        )
+    bands = tuple(image_BCHW.shape[1:2])
+    for name, given in (("db_mean", db_mean), ("db_std", db_std)):
+        if tuple(given.shape) not in (bands, (1, *bands), tuple(image_BCHW.shape[:2])):
+            raise InputError(
+                f"{name} does not fit the bands",
+                got=f"shape {tuple(given.shape)}",
+                expected=f"(C,) = {bands} or (B, C) = {tuple(image_BCHW.shape[:2])}",
+            )
+    return db_mean, db_std
+
+
+def _checked_amplitude(image_BCHW: Tensor) -> Tensor:
+    """The image, as floating point, when `predict` can read it."""
+    is_image = (
+        image_BCHW.ndim == 4
+        and 1 <= image_BCHW.shape[1] <= 3
+        and image_BCHW.numel() > 0
+        and not image_BCHW.is_complex()
+    )
+    if not is_image:
         raise InputError(
             "predict reads linear amplitude images",
             got=f"{image_BCHW.dtype}, shape {tuple(image_BCHW.shape)}",
-            expected="real (B, C, H, W) with 1 to 3 bands",
+            expected="real (B, C, H, W) with 1 to 3 bands and no empty axis",
             fix="take abs() of complex data, image[None] for a missing axis",
         )
+    if not image_BCHW.is_floating_point():
+        image_BCHW = image_BCHW.float()  # counts as sensors deliver them; torch has no padding for uint16
     bad = ~(torch.isfinite(image_BCHW) & (image_BCHW >= 0))
     if bool(bad.any()):
         raise InputError(
@@ -292,3 +334,4 @@ def _check_amplitude(image_BCHW: Tensor) -> None:
             expected="finite values >= 0",
             fix="convert dB with 10 ** (db / 20); set nodata to 0",
         )
+    return image_BCHW

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from crossearth_sar.config import require
+from crossearth_sar.data.amplitude import ValueKind, to_amplitude
 from crossearth_sar.data.labels import RGB, label_table, read_label
-from crossearth_sar.data.readers import BandAxis, ValueKind, read_image, read_shape, to_amplitude
+from crossearth_sar.data.readers import BandAxis, read_image, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX, Sample
 from crossearth_sar.data.specs import class_table
 from crossearth_sar.errors import InputError, nearest
@@ -49,7 +50,7 @@ class FolderConfig:
     where: keeps the rows of the index whose columns have these values.
     names: keeps only the images whose file name (without its suffix) contains one of these: a split by
         region. Empty keeps all. exclude: drops those whose name contains one of these. Each must match.
-    values: "amplitude", "intensity", "db" or "complex"; see `readers.to_amplitude`.
+    values: "amplitude", "intensity", "db" or "complex"; see `amplitude.to_amplitude`.
     bands, band_axis, nodata, array_key: as in `readers.read_image`, for images.
     classes: names, in the order of their indices; palette: their colours in pictures.
     label_values: raw value -> class name or "ignore". label_palette: class name or "ignore" -> its colour,

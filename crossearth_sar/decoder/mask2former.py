@@ -8,8 +8,9 @@ B batch, H W pixels, h w mask resolution (stride 4), Q queries, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -55,14 +56,14 @@ class DecoderConfig:
     no_object_weight: float = 0.1
 
     def __post_init__(self) -> None:
+        for name in ("num_queries", "channels", "num_heads", "pixel_layers", "query_layers", "num_points"):
+            require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
         require(
             self.channels % 32 == 0 and self.channels % self.num_heads == 0,
             "decoder.channels",
             self.channels,
             f"a multiple of 32 and of num_heads = {self.num_heads}",
         )
-        for name in ("num_queries", "pixel_layers", "query_layers", "num_points"):
-            require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,14 @@ class _Mask2FormerHead(Mask2FormerPreTrainedModel):
         self.post_init()
 
 
+class _Criterion(Mask2FormerLoss):
+    """transformers' loss; its class weights stay float32, like the logits it is given."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follows `.to(device)` but not `.bfloat16()` and the like."""
+        return super()._apply(lambda t: t.to(fn(t).device), recurse)
+
+
 class Mask2FormerDecoder(nn.Module):
     """Feature maps in, class and mask logits out; and the loss and the inference that belong to them.
 
@@ -107,7 +116,7 @@ class Mask2FormerDecoder(nn.Module):
             "loss_mask": config.mask_weight,
             "loss_dice": config.dice_weight,
         }
-        self.criterion = Mask2FormerLoss(theirs, self.loss_weights)
+        self.criterion = _Criterion(theirs, self.loss_weights)
 
     def forward(self, feature_maps: list[Tensor]) -> DecoderOutput:
         """Four (B, D, h', w') maps, shallow to deep, at the backbone's stride."""
@@ -182,6 +191,7 @@ def _switch_off(mask_logits: Tensor, ignored_BHW: Tensor) -> Tensor:
 def _transformers_config(config: DecoderConfig, num_classes: int) -> Mask2FormerConfig:
     return Mask2FormerConfig(
         num_labels=num_classes,
+        init_std=config.channels**-0.5,  # the original's Xavier; the default 0.02 starves narrow decoders
         feature_size=config.channels,
         mask_feature_size=config.channels,
         hidden_dim=config.channels,

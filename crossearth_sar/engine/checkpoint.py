@@ -2,7 +2,7 @@
 
     checkpoints/step-000200/
         model.safetensors, config.json   the whole model, experts joined: what load_model reads
-        state.json                       step, ranks, ep_size, ZeRO stage, weights' checksum
+        state.json                       step, ranks, ep_size, ZeRO stage, checksums of the other files
         optimizer-rank0.pt …             each rank's partition, read back with weights_only=True
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so a kill at any moment leaves
@@ -34,21 +34,27 @@ _PREFIX = "step-"
 def save_checkpoint(folder: Path, engine: Any, ranks: Ranks, state: dict[str, Any], keep: int) -> Path:
     """Writes `folder`/step-N, N = state["step"] optimizer steps done, and removes all but the `keep` newest.
 
-    A collective call of all ranks.
+    Those of later steps go too: they are of a run that went on from here otherwise. A collective call of all
+    ranks.
     """
     final = folder / f"{_PREFIX}{state['step']:06d}"
     temporary = folder / f".writing-{final.name}"
     weights = full_state_dict(engine.module)
     if ranks.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in folder.glob(".writing-*"):
+            shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
     dist.barrier()
-    torch.save(_optimizer_state(engine), temporary / f"optimizer-rank{ranks.rank}.pt")
-    _flush(temporary / f"optimizer-rank{ranks.rank}.pt")
+    own_file = temporary / _optimizer_file(ranks.rank)
+    torch.save(_optimizer_state(engine), own_file)
+    _flush(own_file)
+    checksums = [""] * ranks.size
+    dist.all_gather_object(checksums, _sha256(own_file))
     if ranks.is_main:
         save_model(engine.module, temporary, weights=weights)
-        checksum = _sha256(temporary / WEIGHTS_FILE)
-        text = json.dumps({**state, "ranks": ranks.size, "weights_sha256": checksum}, indent=2)
+        sha256 = {_optimizer_file(rank): checksum for rank, checksum in enumerate(checksums)}
+        sha256[WEIGHTS_FILE] = _sha256(temporary / WEIGHTS_FILE)
+        text = json.dumps({**state, "ranks": ranks.size, "sha256": sha256}, indent=2)
         (temporary / STATE_FILE).write_text(text + "\n", encoding="utf-8")
     dist.barrier()  # every rank's file is on disk before the name says so
     if ranks.is_main:
@@ -57,15 +63,19 @@ def save_checkpoint(folder: Path, engine: Any, ranks: Ranks, state: dict[str, An
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _flush(folder)
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+        complete = list_checkpoints(folder)
+        kept = complete[: complete.index(final) + 1][-keep:]
+        for other in complete:
+            if other not in kept:
+                shutil.rmtree(other)
     dist.barrier()
     return final
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints below `folder`, oldest first."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / STATE_FILE).is_file())
+    complete = [path for path in folder.glob(f"{_PREFIX}*") if (path / STATE_FILE).is_file()]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -100,22 +110,17 @@ def load_checkpoint(checkpoint: Path, engine: Any, ranks: Ranks, layout: dict[st
             fix="resume with the same number of ranks, parallel.ep_size and parallel.zero_stage; "
             "its weights alone load anywhere with load_model",
         )
-    if _sha256(checkpoint / WEIGHTS_FILE) != state["weights_sha256"]:
-        raise InputError(
-            f"checkpoint {checkpoint} is damaged",
-            got=f"{WEIGHTS_FILE} has another checksum",
-            fix=_others_named(checkpoint),
-        )
+    own_file = _optimizer_file(ranks.rank)
+    for name in (WEIGHTS_FILE, own_file):
+        _check_intact(checkpoint, name, state)
     try:
         load_full_state_dict(engine.module, load_file(checkpoint / WEIGHTS_FILE))
-        partition = torch.load(
-            checkpoint / f"optimizer-rank{ranks.rank}.pt", map_location=ranks.device, weights_only=True
-        )
-    except (RuntimeError, OSError) as error:
+        partition = torch.load(checkpoint / own_file, map_location=ranks.device, weights_only=True)
+        _restore_optimizer(engine, partition)
+    except (RuntimeError, ValueError, KeyError) as error:
         raise InputError(
             f"checkpoint {checkpoint} does not fit this run", got=str(error), fix=_others_named(checkpoint)
         ) from error
-    _restore_optimizer(engine, partition)
     return state
 
 
@@ -143,6 +148,21 @@ def _optimizer_parts(engine: Any) -> tuple[torch.optim.Optimizer, list[torch.Ten
     if partitions is None:
         return engine.optimizer, []
     return engine.optimizer.optimizer, list(partitions)
+
+
+def _optimizer_file(rank: int) -> str:
+    return f"optimizer-rank{rank}.pt"
+
+
+def _check_intact(checkpoint: Path, name: str, state: dict[str, Any]) -> None:
+    path = checkpoint / name
+    problem = None
+    if not path.is_file():
+        problem = f"{name} is missing"
+    elif _sha256(path) != state.get("sha256", {}).get(name):
+        problem = f"{name} has another checksum"
+    if problem:
+        raise InputError(f"checkpoint {checkpoint} is damaged", got=problem, fix=_others_named(checkpoint))
 
 
 def _others_named(checkpoint: Path) -> str:

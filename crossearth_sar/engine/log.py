@@ -21,9 +21,12 @@ class CsvLog:
             path.unlink(missing_ok=True)
         elif path.exists():
             kept = [row for row in read_csv(path) if int(row["step"]) < resume_step]
-            path.unlink()
+            self.path = path.with_name(f".{path.name}")  # a kill in here leaves the log as it was
+            self.path.unlink(missing_ok=True)
+            self.path.touch()
             for row in kept:
                 self.append(row)
+            self.path = self.path.replace(path)
 
     def append(self, row: Row) -> None:
         """Writes one row, whole, and flushes it; the first row's keys are the columns."""
@@ -42,7 +45,8 @@ class CsvLog:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a log as text; a last row cut off by a kill is left out."""
     with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+        whole = [line for line in file if line.endswith("\n")]
+    rows = list(csv.DictReader(whole))
     return [row for row in rows if None not in row.values() and row.get("step", "").isdigit()]
 
 

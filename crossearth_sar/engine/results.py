@@ -11,6 +11,7 @@ import torch
 from crossearth_sar.data.domain import Domain
 from crossearth_sar.engine.log import read_csv
 from crossearth_sar.engine.loop import Trainer
+from crossearth_sar.engine.provenance import provenance
 from crossearth_sar.evaluation.baselines import (
     class_histogram,
     majority_class,
@@ -55,6 +56,7 @@ def write_results(trainer: Trainer) -> dict[str, Any]:
         return {}
     train_rows = read_csv(output / "train.csv")
     metrics = {
+        "provenance": provenance(),
         "steps": trainer.step,
         "ranks": trainer.ranks.size,
         "ep_size": trainer.ep_size,
@@ -146,12 +148,19 @@ def _report(metrics: dict[str, Any], trainer: Trainer) -> str:
         lines.append("")
     lines += [
         "Domains are normalised by their own dB statistics, which uses no label. «majority» predicts "
-        f"«{metrics['majority_class']}» everywhere."
+        f"«{metrics['majority_class']}», the commonest class of the training images, everywhere."
+        + (
+            " «Otsu» thresholds each image's first band in dB and calls the dark side water."
+            if any("otsu" in scores for scores in metrics["domains"].values())
+            else ""
+        ),
+        "",
+        "; ".join(f"{key} {value}" for key, value in metrics["provenance"].items()),
     ]
     return "\n".join(lines) + "\n"
 
 
-_METHOD_TITLE = {"model": "model", "majority": "majority", "otsu": "Otsu on backscatter"}
+_METHOD_TITLE = {"model": "model", "majority": "majority", "otsu": "Otsu"}
 
 
 def _percent(value: float | None) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from crossearth_sar.data.sample import IGNORE_INDEX, Sample, SegmentationDataset
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
+from crossearth_sar.model import to_db
 
 OTSU_BINS = 256
 OTSU_TAIL = 0.005
@@ -174,7 +175,7 @@ def _water_map(sample: Sample, band: int) -> Tensor:
             got=f"{len(image)} bands",
             expected=f"a band in 0..{len(image) - 1}",
         )
-    amplitude_db = 20 * image[band].double().log10()  # amplitude 0 becomes -inf
+    amplitude_db = to_db(image[band].double())  # amplitude 0 is at its floor, under any threshold
     valid = image[band] > 0
     if not bool(valid.any()):
         return torch.zeros_like(valid)

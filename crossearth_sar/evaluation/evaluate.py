@@ -46,7 +46,8 @@ def evaluate(model: CrossEarthSAR, dataset: SegmentationDataset, indices: Iterab
 
     def count_tokens(output: ModelOutput) -> None:
         for layer, routing in enumerate(output.routing):
-            result.tokens_LE[layer] += routing.expert_fraction.double() * routing.expert_index.numel()
+            routed = routing.expert_fraction.double() * routing.expert_index.numel()
+            result.tokens_LE[layer] += routed.round()
 
     for index in indices:
         sample = dataset[index]

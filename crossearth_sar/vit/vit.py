@@ -40,7 +40,8 @@ class ViTConfig:
     layer_scale: float = 1e-5
 
     def __post_init__(self) -> None:
-        require(self.depth >= 1, "vit.depth", self.depth, "at least 1")
+        for name in ("dim", "depth", "num_heads", "patch_size", "image_size"):
+            require(getattr(self, name) >= 1, f"vit.{name}", getattr(self, name), "at least 1")
         require(self.dim % self.num_heads == 0, "vit.num_heads", self.num_heads, f"a divisor of {self.dim}")
         require(
             len(self.out_blocks) == 4
