@@ -1,34 +1,41 @@
 # Each target does the set-up it needs; a second call finds it done.
-#   make cpt       pre-train the tiny model on simulated SAR, two ranks, with numbers and pictures in runs/cpt
-#   make test      lint, types and tests
-#   make venv      only the environment
+#
+#   make cpt     pre-train the tiny model on simulated SAR and end with numbers and pictures in runs/cpt
+#   make test    lint, types, tests
+#   make venv    only the environment
+#
+# A stopped make cpt goes on where it was; remove runs/cpt to start anew. ARGS takes what train/cpt.py does:
+# make cpt ARGS="--set steps=100 output=runs/short".
 
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
-RANKS ?= 2
 ARGS ?=
 
-.PHONY: venv cpt test lint clean
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# One rank per GPU; two on a machine without one, so that expert parallelism is at work there too.
+RANKS ?= $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_count() or 2)')
+
+.PHONY: venv cpt test
 
 venv: $(VENV)/.installed
 
-# torch first and pinned: a plain request for torch by another package could pull a second, larger build.
+# torch comes first and by its pinned version, so that nothing else pulls a second, larger build of it; then
+# DeepSpeed without build isolation, which would fetch a torch of its own to look at.
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel -c constraints.txt
-	$(BIN)/python -m pip install --quiet torch numpy -c constraints.txt
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[train,triton,geo,bench,dev]'
+	$(PIP) --upgrade pip setuptools wheel
+	$(PIP) torch numpy
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e '.[train,triton,bench,dev]'
 	touch $@
 
 cpt: venv
 	$(BIN)/python -m crossearth_sar
-	PATH="$(abspath $(BIN)):$$PATH" DS_ACCELERATOR=$(shell $(BIN)/python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")' 2>/dev/null) deepspeed $(RANKS_FLAG) train/cpt.py $(ARGS)
+	PATH="$(BIN):$$PATH" deepspeed --num_accelerators $(RANKS) train/cpt.py --resume $(ARGS)
 
 test: venv
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
-
-clean:
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -253,13 +253,14 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Cross
             f"{reading} cannot be read", got=str(error), fix="copy it again from where it came"
         ) from error
     try:
-        model = CrossEarthSAR(from_mapping(ModelConfig, mapping))
+        config = from_mapping(ModelConfig, mapping)
     except InputError as error:
         raise InputError(
             f"{folder / CONFIG_FILE} describes no model",
             got=str(error),
             fix="use the config.json that was saved with the weights",
         ) from error
+    model = CrossEarthSAR(config)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

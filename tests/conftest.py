@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+with torch.device("meta"):
+    torch.empty(1)  # torch lists its constructors at first use of a device; that must not be the poisoned one
+
 
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -41,7 +42,8 @@ def main() -> int:
         config = run_config(arguments)
         return run(config, arguments.resume)
     except InputError as error:
-        print(f"\nerror: {error}\n", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":  # before ranks have met, each finds the same fault
+            print(f"\nerror: {error}\n", file=sys.stderr, flush=True)
         return 2
 
 
@@ -131,6 +133,7 @@ def quiet_libraries(*, main_rank: bool) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("crossearth_sar").setLevel(logging.INFO if main_rank else logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     if not main_rank:
         warnings.simplefilter("ignore")
 

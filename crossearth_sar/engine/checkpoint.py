@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ def load_checkpoint(checkpoint: Path, engine: Any, ranks: Ranks, layout: dict[st
         load_full_state_dict(engine.module, load_file(checkpoint / WEIGHTS_FILE))
         partition = torch.load(checkpoint / own_file, map_location=ranks.device, weights_only=True)
         _restore_optimizer(engine, partition)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, UnpicklingError) as error:
         raise InputError(
             f"checkpoint {checkpoint} does not fit this run", got=str(error), fix=_others_named(checkpoint)
         ) from error

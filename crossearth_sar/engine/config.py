@@ -38,7 +38,8 @@ class OptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """ep_size: ranks that share one set of experts; "auto" is the largest number that divides both the
-    experts and the ranks. zero_stage: 0 nothing, 1 optimizer states, 2 gradients too are partitioned."""
+    experts and the ranks. zero_stage: 0 nothing, 1 optimizer states, 2 gradients too are partitioned; 0 is
+    for ep_size 1 only."""
 
     ep_size: int | Literal["auto"] = "auto"
     zero_stage: Literal[0, 1, 2] = 1
@@ -115,10 +116,8 @@ def simulated_run() -> RunConfig:
             name="source-heldout", simulated=replace(source, length=64, image_size=128, seed=2)
         ),
         unseen=(DomainConfig(name="unseen", simulated=unseen),),
-        steps=800,
+        steps=500,
         batch_size=8,
         augment=AugmentConfig(crop_size=128, scale_min=0.8, scale_max=1.25, gain_db=1.0),
-        optim=OptimConfig(lr=5e-4, warmup_steps=40),
-        validate_every=200,
-        save_every=200,
+        optim=OptimConfig(lr=2e-3, warmup_steps=40),  # from scratch, and small
     )

@@ -7,6 +7,7 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -124,7 +125,7 @@ class Trainer:
                 saved_step = self.step
             if stopping:
                 break
-            if self.step % config.validate_every == 0 and self.step < config.steps:
+            if self.step % config.validate_every == 0 or self.step == config.steps:
                 self._validate(bar)
         bar.close()
         if self.step < config.steps:
@@ -175,17 +176,20 @@ class Trainer:
             key: batch[key].to(device, non_blocking=True).chunk(config.accumulation)
             for key in ("image", "mask", "db_mean", "db_std")
         }
-        rows = []
+        rows, norm = [], torch.tensor(math.nan)
         for image, mask, mean, std in zip(*parts.values(), strict=True):
             output = engine(image, mean, std)
             terms: LossTerms = engine.module.loss(output, mask)
             engine.backward(terms.total)
+            if config.parallel.zero_stage == 0:  # the engine may keep no norm then
+                norm = _gradient_norm(engine.module)
             engine.step()
             fractions = [r.expert_fraction for r in output.routing]
             rows.append(_loss_row(terms, fractions))
         mean_row = mean_over_ranks(torch.stack(rows).mean(0)).tolist()
         row: dict[str, float] = {"step": self.step, **dict(zip(_LOSS_COLUMNS, mean_row, strict=True))}
-        row["lr"], row["grad_norm"] = rate, float(engine.get_global_grad_norm() or 0.0)
+        row["lr"] = rate
+        row["grad_norm"] = float(engine.get_global_grad_norm() or norm)
         return row
 
     def _log_step(self, row: dict[str, float], bar: Any) -> None:
@@ -279,6 +283,12 @@ def _loss_row(terms: LossTerms, expert_fractions: list[Tensor]) -> Tensor:
     return torch.stack([value.detach().float() for value in values])
 
 
+def _gradient_norm(model: CrossEarthSAR) -> Tensor:
+    """Of whole gradients, each rank's equal."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
 def _step_seed(seed: int, step: int, ranks: Ranks) -> int:
     return (seed * 1_000_003 + step) * ranks.size + ranks.rank
 
@@ -318,7 +328,15 @@ def _check_crop(config: RunConfig, model: ModelConfig) -> None:
 
 
 def _ep_size(config: RunConfig, model: ModelConfig, ranks: Ranks) -> int:
-    return choose_ep_size(config.parallel.ep_size, model.moe.num_experts if model.moe else 1, ranks.size)
+    size = choose_ep_size(config.parallel.ep_size, model.moe.num_experts if model.moe else 1, ranks.size)
+    if size > 1 and config.parallel.zero_stage == 0:
+        raise InputError(
+            "without ZeRO, experts cannot be split among ranks",
+            got=f"parallel.zero_stage 0 with parallel.ep_size {config.parallel.ep_size}, here {size}",
+            expected="zero_stage 1 or 2: DeepSpeed would clip by a norm that lacks the other ranks' experts",
+            fix="--set parallel.zero_stage=1, or parallel.ep_size=1 for all experts on every rank",
+        )
+    return size
 
 
 def _check_same_classes(domains: list[Domain]) -> None:

@@ -25,7 +25,9 @@ def epoch(stream: TrainStream, number: int) -> list[int]:
 
 
 def same(a: Sample, b: Sample) -> bool:
-    return a["name"] == b["name"] and torch.equal(a["image"], b["image"]) and torch.equal(a["mask"], b["mask"])
+    return (
+        a["name"] == b["name"] and torch.equal(a["image"], b["image"]) and torch.equal(a["mask"], b["mask"])
+    )
 
 
 def test_every_image_comes_once_per_epoch() -> None:

@@ -1,0 +1,103 @@
+"""Ranks: how many share the experts, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from ranks import RankPool, shared_pool
+
+from crossearth_sar.engine.distributed import (
+    any_rank,
+    choose_ep_size,
+    first_error,
+    mean_over_ranks,
+    start_ranks,
+    sum_over_ranks,
+)
+from crossearth_sar.errors import InputError
+
+
+@pytest.fixture
+def two_ranks() -> RankPool:
+    pytest.importorskip("deepspeed")
+    return shared_pool(2)
+
+
+@pytest.mark.parametrize(
+    ("experts", "ranks", "expected"),
+    [(6, 1, 1), (6, 2, 2), (6, 3, 3), (6, 4, 2), (6, 8, 2), (6, 6, 6), (6, 12, 6), (1, 4, 1), (5, 2, 1)],
+)
+def test_auto_is_the_largest_that_divides_both(experts: int, ranks: int, expected: int) -> None:
+    assert choose_ep_size("auto", experts, ranks) == expected
+
+
+def test_a_size_that_fits_is_taken() -> None:
+    assert [choose_ep_size(size, 6, 12) for size in (1, 2, 3, 6)] == [1, 2, 3, 6]
+
+
+@pytest.mark.parametrize("size", [0, -2, 4, 5, 12])
+def test_a_size_that_does_not_fit_is_refused(size: int) -> None:
+    with pytest.raises(InputError, match=r"6 experts and of 4 ranks[\s\S]*ep_size=2"):
+        choose_ep_size(size, 6, 4)
+
+
+def who_am_i() -> dict[str, Any]:
+    from deepspeed.ops import __compatible_ops__
+
+    ranks = start_ranks()
+    again = start_ranks()
+    return {
+        "ranks": (ranks.rank, ranks.size, ranks.device.type, ranks.is_main),
+        "again": again == ranks,
+        "compiles shm": __compatible_ops__["deepspeed_shm_comm"],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def test_start_ranks(two_ranks: RankPool) -> None:
+    found = two_ranks(who_am_i)
+    assert [f["ranks"] for f in found] == [(0, 2, "cpu", True), (1, 2, "cpu", False)]
+    for f in found:
+        assert f["again"]
+        assert f["compiles shm"] is False, "over a minute of compiling at first use"
+        assert f["threads"] == max(1, (os.cpu_count() or 1) // 2)
+
+
+def test_start_ranks_without_a_launcher() -> None:
+    pytest.importorskip("deepspeed")
+    assert shared_pool(1)(who_am_i)[0]["ranks"] == (0, 1, "cpu", True)
+
+
+def conversation() -> dict[str, Any]:
+    ranks = start_ranks()
+    own = torch.tensor([1.0, 10.0]) * (ranks.rank + 1)
+    fault = InputError("rank one is unwell", fix="rest")
+    return {
+        "mean": mean_over_ranks(own).tolist(),
+        "sum": sum_over_ranks(own).tolist(),
+        "counts": sum_over_ranks(torch.tensor([2**40 + ranks.rank])).tolist(),
+        "own": own.tolist(),
+        "nobody": any_rank(False, ranks.device),
+        "somebody": any_rank(ranks.rank == 1, ranks.device),
+        "no error": first_error(None),
+        "one": first_error(fault if ranks.rank == 1 else None),
+        "both": first_error(InputError(f"from rank {ranks.rank}")),
+    }
+
+
+def test_what_ranks_tell_each_other(two_ranks: RankPool) -> None:
+    for rank, heard in enumerate(two_ranks(conversation)):
+        assert heard == {
+            "mean": [1.5, 15.0],
+            "sum": [3.0, 30.0],
+            "counts": [2**41 + 1],
+            "own": [rank + 1.0, 10.0 * (rank + 1)],
+            "nobody": False,
+            "somebody": True,
+            "no error": None,
+            "one": "rank one is unwell\n  to do: rest",
+            "both": "from rank 0",
+        }

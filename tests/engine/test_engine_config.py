@@ -1,0 +1,122 @@
+"""What a run refuses before its first step, in words that name the way out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from ranks import micro_run
+
+from crossearth_sar.config import from_mapping, read_yaml, to_mapping, write_yaml
+from crossearth_sar.data.domain import DomainConfig
+from crossearth_sar.data.folder import FolderConfig
+from crossearth_sar.data.synthetic import SimulatorConfig
+from crossearth_sar.engine.config import OptimConfig, RunConfig, simulated_run
+from crossearth_sar.engine.distributed import Ranks
+from crossearth_sar.engine.loop import Trainer, deepspeed_config
+from crossearth_sar.errors import InputError
+
+
+def trainer(tmp_path: Path, ranks: int = 1, **changes: Any) -> Trainer:
+    return Trainer(micro_run(tmp_path, **changes), Ranks(0, ranks, torch.device("cpu")))
+
+
+def test_the_default_run_survives_yaml_and_json(tmp_path: Path) -> None:
+    config = simulated_run()
+    write_yaml(config, tmp_path / "run.yaml")
+    assert from_mapping(RunConfig, read_yaml(tmp_path / "run.yaml")) == config
+    assert from_mapping(RunConfig, to_mapping(config)) == config
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulation", "save_every", "keep_checkpoints"])
+def test_numbers_that_must_be_positive(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} does not fit"):
+        replace(simulated_run(), **{name: 0})
+
+
+@pytest.mark.parametrize("name", ["pictures", "workers", "seed"])
+def test_numbers_that_must_not_be_negative(name: str) -> None:
+    replace(simulated_run(), **{name: 0})
+    with pytest.raises(InputError, match=f"{name} does not fit"):
+        replace(simulated_run(), **{name: -1})
+
+
+@pytest.mark.parametrize("name", ["source", "source-heldout"])
+def test_two_domains_of_one_name(name: str) -> None:
+    unseen = DomainConfig(name=name, simulated=SimulatorConfig())
+    with pytest.raises(InputError, match="distinct names"):
+        replace(simulated_run(), unseen=(unseen,))
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "accumulation", "fix"),
+    [(6, 4, 1, 4), (7, 2, 3, 6), (3, 4, 1, 4), (1, 1, 2, 2), (23, 4, 2, 16)],
+)
+def test_a_batch_that_does_not_divide(
+    tmp_path: Path, batch: int, ranks: int, accumulation: int, fix: int
+) -> None:
+    with pytest.raises(InputError, match=f"batch_size={fix}$"):
+        trainer(tmp_path, ranks, batch_size=batch, accumulation=accumulation)
+    assert trainer(tmp_path, ranks, batch_size=fix, accumulation=accumulation).micro_batch > 0
+
+
+def test_sizes_of_a_run_that_fits(tmp_path: Path) -> None:
+    run = trainer(tmp_path, 2, batch_size=12, accumulation=3)
+    assert (run.micro_batch, run.ep_size, run.model_config.num_classes) == (2, 2, 7)
+    settings = deepspeed_config(run.config, run.ranks, run.micro_batch)
+    assert settings["train_micro_batch_size_per_gpu"] == 2
+    assert settings["gradient_accumulation_steps"] == 3
+    assert settings["bf16"] == {"enabled": False}, "auto is fp32 on a CPU"
+    on_gpu = deepspeed_config(run.config, Ranks(0, 2, torch.device("cuda")), 2)
+    assert on_gpu["bf16"] == {"enabled": True}
+
+
+def test_crops_that_differ(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"crop_size 96, model.crop_size 64[\s\S]*crop_size=64"):
+        trainer(tmp_path, **{"augment.crop_size": 96})
+
+
+def test_num_classes_is_not_set_by_hand(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="num_classes is not set by hand"):
+        trainer(tmp_path, **{"model.num_classes": 7})
+
+
+def test_an_unknown_key_of_the_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="top_k"):
+        trainer(tmp_path, **{"model.moe.topk": 2})
+
+
+def test_experts_that_do_not_divide_among_ranks(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a divisor of 6 experts and of 2 ranks"):
+        trainer(tmp_path, 2, **{"parallel.ep_size": 3})
+
+
+@pytest.mark.parametrize("ep_size", ["auto", 2])
+def test_experts_are_not_split_without_zero(tmp_path: Path, ep_size: int | str) -> None:
+    """DeepSpeed's norm for clipping is then a mean of the ranks' norms, each without the others' experts."""
+    changes: dict[str, Any] = {"parallel.zero_stage": 0, "parallel.ep_size": ep_size}
+    with pytest.raises(InputError, match=r"zero_stage=1"):
+        trainer(tmp_path, 2, **changes)
+    assert trainer(tmp_path, 1, **{**changes, "parallel.ep_size": "auto"}).ep_size == 1
+    assert trainer(tmp_path, 2, **{**changes, "parallel.ep_size": 1}).ep_size == 1
+
+
+def test_domains_of_other_classes(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((64, 64), np.float32))
+    tifffile.imwrite(tmp_path / "a_label.tif", np.ones((64, 64), np.uint8))
+    folder = FolderConfig(
+        root=str(tmp_path), values="amplitude", classes=("land", "sea"), images="a.tif", labels="a_label.tif"
+    )
+    config = replace(micro_run(tmp_path), unseen=(DomainConfig(name="other", folder=folder),))
+    with pytest.raises(InputError, match=r"'other' has other classes[\s\S]*land"):
+        Trainer(config, Ranks(0, 1, torch.device("cpu")))
+
+
+def test_warmup_longer_than_the_run_is_allowed(tmp_path: Path) -> None:
+    config = replace(micro_run(tmp_path), optim=OptimConfig(warmup_steps=100))
+    assert Trainer(config, Ranks(0, 1, torch.device("cpu"))).config.steps < 100

@@ -1,0 +1,155 @@
+"""Real ranks for tests: processes of this machine, started once and given one task after another.
+
+A task is a module-level function; it runs on all ranks at once, and what each returns comes back in rank
+order. A task that takes too long ends its processes and fails, so a deadlock never hangs the suite.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import queue
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.multiprocessing as mp
+
+START_TIMEOUT_S = 120.0
+
+
+class RankPool:
+    """`size` processes in one group. `pool(function, *args)` is [function's result on each rank]."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._processes: list[Any] = []
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any, timeout: float = 240.0) -> list[Any]:
+        if not self._processes:
+            self._start()
+            self._run(_ready, (), START_TIMEOUT_S)
+        return self._run(function, arguments, timeout)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes = []
+
+    def _start(self) -> None:
+        context = mp.get_context("spawn")
+        self._results = context.Queue()
+        self._tasks = [context.Queue() for _ in range(self.size)]
+        port = _free_port()
+        self._processes = [
+            context.Process(
+                target=_serve, args=(rank, self.size, port, self._tasks[rank], self._results), daemon=True
+            )
+            for rank in range(self.size)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def _run(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout: float) -> list[Any]:
+        for tasks in self._tasks:
+            tasks.put((function, arguments))
+        answers: dict[int, Any] = {}
+        end = time.monotonic() + timeout
+        while len(answers) < self.size:
+            try:
+                rank, failure, answer = self._results.get(timeout=max(end - time.monotonic(), 0.01))
+            except queue.Empty:
+                self.close()
+                missing = sorted(set(range(self.size)) - set(answers))
+                raise AssertionError(f"no answer from ranks {missing} within {timeout} s") from None
+            if failure is not None:
+                self.close()  # the others may wait for this one in a collective call
+                raise AssertionError(f"rank {rank} failed:\n{failure}")
+            answers[rank] = answer
+        return [answers[rank] for rank in range(self.size)]
+
+
+_pools: dict[int, RankPool] = {}
+
+
+def shared_pool(size: int) -> RankPool:
+    """The pool of that size of this session: importing DeepSpeed takes longer than most tests."""
+    if size not in _pools:
+        _pools[size] = RankPool(size)
+        atexit.register(_pools[size].close)
+    return _pools[size]
+
+
+def micro_run(output: Path, **changes: Any) -> Any:
+    """The RunConfig of a run of six steps, a quarter of a second each; `changes` are dotted keys of it."""
+    from crossearth_sar.config import merge, parse_overrides
+    from crossearth_sar.engine.config import simulated_run
+
+    small = {
+        "output": str(output),
+        "steps": 6,
+        "batch_size": 4,
+        "validate_every": 100,
+        "save_every": 100,
+        "pictures": 0,
+        "augment": {"crop_size": 64},
+        "optim": {"lr": 1e-3, "warmup_steps": 2},
+        "train": {"simulated": {"length": 12, "image_size": 80}},
+        "validation": {"simulated": {"length": 5, "image_size": 64}},
+        "unseen": (),
+        "model": {
+            "crop_size": 64,
+            "crop_stride": 64,
+            "vit": {"dim": 32, "num_heads": 2, "patch_size": 16, "image_size": 64},
+            "decoder": {
+                "channels": 32,
+                "num_heads": 2,
+                "num_queries": 6,
+                "pixel_layers": 1,
+                "pixel_ffn_dim": 32,
+                "query_layers": 1,
+                "query_ffn_dim": 32,
+                "num_points": 64,
+            },
+        },
+    }
+    overrides = parse_overrides([f"{key}={value}" for key, value in changes.items()])
+    return merge(simulated_run(), _deep_update(small, overrides))
+
+
+def _deep_update(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both_dicts = {k for k, v in changes.items() if isinstance(v, dict) and isinstance(tree.get(k), dict)}
+    return {**tree, **{k: _deep_update(tree[k], v) if k in both_dicts else v for k, v in changes.items()}}
+
+
+def _ready() -> None:
+    """The first task: the processes are up."""
+
+
+def _serve(rank: int, size: int, port: int, tasks: Any, results: Any) -> None:
+    os.environ.update(
+        MASTER_PORT=str(port), DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"
+    )
+    if size > 1:  # one rank stands for a run without a launcher
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR")
+        os.environ.update(zip(names, map(str, (rank, size, rank, size, "127.0.0.1")), strict=True))
+    import torch
+
+    while True:
+        function, arguments = tasks.get()
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        try:
+            results.put((rank, None, function(*arguments)))
+        except BaseException:  # noqa: BLE001 - whatever it was, the test shall see it
+            results.put((rank, traceback.format_exc(), None))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
