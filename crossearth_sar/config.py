@@ -74,11 +74,13 @@ def merge(config: T, changes: Mapping[str, Any], where: str = "") -> T:
         )
     _refuse_unknown(cls, changes, where)
     hints = typing.get_type_hints(cls)
-    new = {}
+    new: dict[str, Any] = {}
     for key, value in changes.items():
         path, current = _join(where, key), getattr(config, key)
         if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
             new[key] = merge(current, value, path)
+        elif hints[key] == dict[str, Any] and isinstance(value, Mapping):
+            new[key] = _merge_trees(current, value)  # nested settings of something else, not one value
         else:
             new[key] = _coerce(hints[key], value, path)
     return dataclasses.replace(config, **new)  # type: ignore[type-var]
@@ -131,6 +133,14 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
     """The check a config's `__post_init__` makes: raises InputError unless `condition`."""
     if not condition:
         raise InputError(f"{name} does not fit", got=repr(value), expected=expected)
+
+
+def _merge_trees(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both_nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge_trees(merged[key], value) if both_nested else value
+    return merged
 
 
 def _read_yaml_value(text: str) -> Any:

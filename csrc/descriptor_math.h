@@ -28,6 +28,19 @@ enum class PixelType : int {
     kComplex64 = 8,
 };
 
+CROSSEARTH_HD std::int64_t pixel_bytes(PixelType type) {
+    switch (type) {
+        case PixelType::kUInt8: return 1;
+        case PixelType::kFloat16:
+        case PixelType::kBFloat16:
+        case PixelType::kUInt16:
+        case PixelType::kInt16: return 2;
+        case PixelType::kFloat64:
+        case PixelType::kComplex64: return 8;
+        default: return 4;
+    }
+}
+
 CROSSEARTH_HD std::uint32_t bits_of(float x) {
     std::uint32_t bits;
     memcpy(&bits, &x, sizeof bits);

@@ -64,6 +64,14 @@ def test_merge_keeps_what_is_not_named() -> None:
     assert merge(before, {"inner": {"sizes": [9]}}).inner == Inner(rate=7.0, kind="b", sizes=(9,))
 
 
+def test_merge_goes_into_free_form_settings_but_replaces_tables() -> None:
+    before = Outer(name="x", extra={"vit": {"dim": 8, "depth": 2}}, table={0: "a", 1: "b"})
+    after = merge(before, {"extra": {"vit": {"dim": 9}, "moe": None}, "table": {0: "c"}})
+    assert after.extra == {"vit": {"dim": 9, "depth": 2}, "moe": None}
+    assert after.table == {0: "c"}
+    assert before.extra == {"vit": {"dim": 8, "depth": 2}}
+
+
 @pytest.mark.parametrize(
     ("mapping", "words"),
     [

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from crossearth_sar.engine.distributed import Ranks
 from crossearth_sar.errors import InputError
-from crossearth_sar.model import WEIGHTS_FILE, CrossEarthSAR, save_model
+from crossearth_sar.model import WEIGHTS_FILE, save_model
 from crossearth_sar.moe.expert_parallel import full_state_dict, load_full_state_dict
 
 STATE_FILE = "state.json"
@@ -123,11 +123,6 @@ def load_checkpoint(checkpoint: Path, engine: Any, ranks: Ranks, layout: dict[st
             f"checkpoint {checkpoint} does not fit this run", got=str(error), fix=_others_named(checkpoint)
         ) from error
     return state
-
-
-def load_weights(model: CrossEarthSAR, checkpoint: Path) -> None:
-    """Only the weights, whatever ranks wrote them."""
-    load_full_state_dict(model, load_file(checkpoint / WEIGHTS_FILE))
 
 
 def _optimizer_state(engine: Any) -> dict[str, Any]:

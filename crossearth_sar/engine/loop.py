@@ -42,8 +42,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._remember) for number in numbers}
+
+    def restore(self) -> None:
+        """Lets the signals end the process again, as they did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
@@ -112,7 +117,6 @@ class Trainer:
             mininterval=1.0 if sys.stderr.isatty() else 15.0,
             dynamic_ncols=True,
         )
-        saved_step = self.step
         for batch in self._batches():
             started = time.perf_counter()
             row = self._train_step(batch)
@@ -120,17 +124,18 @@ class Trainer:
             self._log_step(row, bar)
             self.step += 1
             stopping = any_rank(stop.received is not None, self.ranks.device)
-            if self.step % config.save_every == 0 or self.step == config.steps or stopping:
+            done = self.step == config.steps
+            if (self.step % config.validate_every == 0 or done) and not stopping:
+                self._validate(bar)  # before the save, so that a resume never skips a validation
+            if self.step % config.save_every == 0 or done or stopping:
                 self._save()
-                saved_step = self.step
             if stopping:
                 break
-            if self.step % config.validate_every == 0 or self.step == config.steps:
-                self._validate(bar)
         bar.close()
+        stop.restore()
         if self.step < config.steps:
             self.say(
-                f"stopped by {stop.received or 'a signal to another rank'} after step {saved_step} of "
+                f"stopped by {stop.received or 'a signal to another rank'} after step {self.step} of "
                 f"{config.steps}; it is saved. Go on with the same command and --resume"
             )
             return False

@@ -125,9 +125,10 @@ def folder_domain(root: str) -> DomainConfig:
 def test_a_relative_root_is_taken_below_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "set")
     expected = direct([torch.from_numpy(tifffile.imread(tmp_path / "set" / "one.tif"))[None]])
-    monkeypatch.chdir(tmp_path)
-    for root, data_root in (("set", str(tmp_path)), ("set", ""), (str(tmp_path / "set"), "/nowhere")):
-        domain = open_domain(folder_domain(root), data_root)
+    here = tmp_path / "set"
+    for root, data_root, cwd in (("set", tmp_path, "/"), ("set", "", tmp_path), (str(here), "/nowhere", "/")):
+        monkeypatch.chdir(cwd)
+        domain = open_domain(folder_domain(root), str(data_root))
         assert domain.classes.names == ("dark", "bright")
         np.testing.assert_allclose(domain[0]["db_mean"], expected[0], rtol=1e-4)
         np.testing.assert_allclose(domain[0]["db_std"], expected[1], rtol=1e-4)

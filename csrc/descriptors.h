@@ -1,0 +1,34 @@
+// The descriptors of a batch of images: what the CPU and the CUDA half both offer. Pointers and sizes in,
+// numbers out, std::invalid_argument or std::runtime_error for what cannot be done.
+
+#pragma once
+
+#include <cstdint>
+
+#include "descriptor_math.h"
+
+namespace crossearth {
+
+// A batch of one-band images; strides in elements. The data lies where the half that is called computes.
+struct ImageBatch {
+    const void* data;
+    PixelType type;
+    std::int64_t images, height, width;
+    std::int64_t stride_image, stride_row, stride_column;
+};
+
+struct DescriptorOptions {
+    int num_bins;         // direction bins over [-pi, pi), divisible by 4, at most 252
+    int block_size;       // pixels
+    bool include_flat;    // count pixels without gradient at angle 0
+};
+
+constexpr int kNumDescriptors = 3;  // entropy, looks, roughness
+constexpr double kEnlEpsilon = 1e-6;
+
+// descriptors: (images, 3) float; nonfinite: (images,) number of NaN or inf pixels. Up to `threads` threads;
+// the bits do not depend on how many.
+void describe_cpu(const ImageBatch& batch, const DescriptorOptions& options, int threads, float* descriptors,
+                  std::int64_t* nonfinite);
+
+}  // namespace crossearth
