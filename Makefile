@@ -22,11 +22,11 @@ venv: $(VENV)/.installed
 
 # torch comes first and by its pinned version, so that nothing else pulls a second, larger build of it; then
 # DeepSpeed without build isolation, which would fetch a torch of its own to look at.
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip setuptools wheel
-	$(PIP) torch numpy
+	$(PIP) torch numpy pybind11
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e '.[train,triton,bench,dev]'
 	touch $@
 

@@ -1,12 +1,102 @@
-"""What pyproject.toml cannot say: `kernels/` is installed as crossearth_sar.kernels.
+"""What pyproject.toml cannot say: where `kernels/` goes, and how the descriptors' extension is built.
 
-The symlink crossearth_sar/kernels -> ../kernels makes the same import work in a checkout; `kernels/` has no
-__init__.py, so that it never shadows a top-level package of that name.
+`kernels/` is installed as crossearth_sar.kernels. The symlink crossearth_sar/kernels -> ../kernels makes the
+same import work in a checkout; `kernels/` has no __init__.py, so that it never shadows a top-level package of
+that name.
+
+CROSSEARTH_BUILD says what is built of csrc/ (which knows no torch, so none is needed here):
+    auto   the CPU half, and the CUDA half where nvcc is found (default); says what it did
+    cpu    the CPU half
+    cuda   both; without nvcc an error
+    none   nothing: the package works with the reference form
 """
 
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import find_packages, setup
+
+# No fused multiply-adds: every instruction set, and the GPU, give the same bits.
+CPU_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
+CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC"]
+GPU_CODE = ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"]
+CUDA_LIBRARIES = ["cudart_static", "dl", "rt", "pthread"]
+
+CHOICE = os.environ.get("CROSSEARTH_BUILD", "auto")
+NVCC = shutil.which("nvcc")
+
+
+def wants_cuda() -> bool:
+    if CHOICE not in ("auto", "cpu", "cuda", "none"):
+        sys.exit(f"CROSSEARTH_BUILD={CHOICE}: expected auto, cpu, cuda or none")
+    if CHOICE == "cuda" and NVCC is None:
+        sys.exit(
+            "CROSSEARTH_BUILD=cuda, but nvcc is not on PATH: install the CUDA toolkit, or build with cpu"
+        )
+    return CHOICE == "cuda" or (CHOICE == "auto" and NVCC is not None)
+
+
+class BuildExtension(build_ext):
+    """Compiles the .cu file with nvcc and links it in where CUDA is wanted."""
+
+    def build_extension(self, extension: Pybind11Extension) -> None:
+        halves = "the CPU half"
+        if wants_cuda():
+            extension.extra_objects.append(self.compile_cuda())
+            extension.define_macros.append(("CROSSEARTH_CUDA", "1"))
+            extension.libraries += CUDA_LIBRARIES
+            extension.library_dirs.append(cuda_library_folder())
+            halves = "the CPU and the CUDA half"
+        print(f"crossearth_sar._descriptors (CROSSEARTH_BUILD={CHOICE}): {halves}", file=sys.stderr)
+        super().build_extension(extension)
+
+    def compile_cuda(self) -> str:
+        target = Path(self.build_temp) / "descriptors_cuda.o"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        code = [flag for arch in GPU_CODE for flag in ("-gencode", arch)]
+        subprocess.run(
+            [str(NVCC), *CUDA_FLAGS, *code, "-c", "csrc/descriptors_cuda.cu", "-o", str(target)], check=True
+        )
+        return str(target)
+
+
+def cuda_library_folder() -> str:
+    """Where nvcc's own libraries lie, as it says itself: it may be a wrapper, or called through a link."""
+    spoken = subprocess.run([str(NVCC), "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+    folders = [Path(folder) for folder in re.findall(r'"-L([^"]+)"', spoken.stderr + spoken.stdout)]
+    holding = [folder for folder in folders if (folder / "libcudart_static.a").exists()]
+    if not holding:
+        sys.exit(
+            f"{NVCC} names no folder with libcudart_static.a among {folders or 'none'}; CROSSEARTH_BUILD=cpu"
+        )
+    return str(holding[0].resolve())
+
+
+extension = Pybind11Extension(
+    "crossearth_sar._descriptors",
+    ["csrc/binding.cpp", "csrc/descriptors_cpu.cpp", "csrc/row_kernels.cpp"],
+    depends=[
+        "csrc/descriptor_math.h",
+        "csrc/descriptors.h",
+        "csrc/row_kernels.h",
+        "csrc/descriptors_cuda.h",
+        "csrc/descriptors_kernels.cuh",
+    ],
+    cxx_std=17,
+    extra_compile_args=CPU_FLAGS,
+    extra_link_args=["-fopenmp"],
+)
 
 setup(
     packages=[*find_packages(include=["crossearth_sar", "crossearth_sar.*"]), "crossearth_sar.kernels"],
     package_data={"crossearth_sar": ["py.typed"]},
+    ext_modules=[] if CHOICE == "none" else [extension],
+    cmdclass={"build_ext": BuildExtension},
 )

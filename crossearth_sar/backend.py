@@ -6,6 +6,7 @@ takes the best that works and logs once what it took.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from crossearth_sar.kernels.probe import triton_status
 logger = logging.getLogger("crossearth_sar")
 
 MOE_BACKENDS = ("reference", "triton", "megablocks", "grouped_mm")
-DESCRIPTOR_BACKENDS = ("reference",)
+DESCRIPTOR_BACKENDS = ("fused", "reference")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,23 @@ def moe_backend_status() -> list[BackendStatus]:
 
 def descriptor_backend_status() -> list[BackendStatus]:
     """Every known descriptor backend, best first."""
-    return [BackendStatus("reference", True, "pure torch, about twenty passes over the image")]
+    return [
+        BackendStatus("fused", *extension_status()),
+        BackendStatus("reference", True, "pure torch, about twenty passes over the image"),
+    ]
+
+
+@cache
+def extension_status() -> tuple[bool, str]:
+    """(usable, reason) of the C++ extension, built from csrc/ at install."""
+    try:
+        extension = importlib.import_module("crossearth_sar._descriptors")
+    except ImportError as error:
+        return False, f"the C++ extension is not built ({error}): pip install . where a C++17 compiler is"
+    return (
+        True,
+        f"one pass over the image; {'C++ and CUDA' if extension.has_cuda else 'C++, built without CUDA'}",
+    )
 
 
 def resolve_moe_backend(requested: str = "auto") -> str:
@@ -63,7 +80,7 @@ def _resolve(part: str, requested: str, statuses: tuple[BackendStatus, ...]) -> 
     by_name = {status.name: status for status in statuses}
     if requested == "auto":
         best = next(status for status in statuses if status.usable)
-        _log_choice_once(part, best.name, best.reason)
+        log_once(f"{part} backend: {best.name} ({best.reason})")
         return best.name
     if requested not in by_name:
         raise InputError(
@@ -81,5 +98,6 @@ def _resolve(part: str, requested: str, statuses: tuple[BackendStatus, ...]) -> 
 
 
 @cache
-def _log_choice_once(part: str, name: str, reason: str) -> None:
-    logger.info("%s backend: %s (%s)", part, name, reason)
+def log_once(message: str) -> None:
+    """Tells the user, the first time."""
+    logger.info(message)

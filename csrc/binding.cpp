@@ -5,37 +5,62 @@
 #include <stdexcept>
 
 #include "descriptors.h"
+#ifdef CROSSEARTH_CUDA
+#include "descriptors_cuda.h"
+#endif
 
 namespace py = pybind11;
 using namespace crossearth;
 
 namespace {
 
-void describe_cpu_at(std::uintptr_t data, int pixel_type, std::int64_t images, std::int64_t height,
-                     std::int64_t width, std::int64_t stride_image, std::int64_t stride_row,
-                     std::int64_t stride_column, int num_bins, int block_size, bool include_flat, int threads,
-                     std::uintptr_t descriptors, std::uintptr_t nonfinite) {
+ImageBatch batch_of(std::uintptr_t data, int pixel_type, std::int64_t images, std::int64_t height,
+                    std::int64_t width, std::int64_t stride_image, std::int64_t stride_row,
+                    std::int64_t stride_column) {
     if (images < 0 || height < 3 || width < 3) throw std::invalid_argument("images need 3 x 3 pixels or more");
-    if (num_bins < 4 || num_bins % 4 || num_bins > 252) {
-        throw std::invalid_argument("num_bins must be divisible by 4, at most 252");
-    }
-    if (block_size < 1 || threads < 1) throw std::invalid_argument("block_size and threads must be positive");
     if (pixel_type < 0 || pixel_type > static_cast<int>(PixelType::kComplex64)) {
         throw std::invalid_argument("unknown pixel type");
     }
-    const ImageBatch batch{reinterpret_cast<const void*>(data), static_cast<PixelType>(pixel_type), images, height,
-                           width, stride_image, stride_row, stride_column};
-    const py::gil_scoped_release release;
-    describe_cpu(batch, {num_bins, block_size, include_flat}, threads, reinterpret_cast<float*>(descriptors),
-                 reinterpret_cast<std::int64_t*>(nonfinite));
+    return {reinterpret_cast<const void*>(data), static_cast<PixelType>(pixel_type), images, height, width,
+            stride_image, stride_row, stride_column};
+}
+
+DescriptorOptions options_of(int num_bins, int block_size, bool include_flat) {
+    if (num_bins < 4 || num_bins % 4 || num_bins > 252) {
+        throw std::invalid_argument("num_bins must be divisible by 4, at most 252");
+    }
+    if (block_size < 1) throw std::invalid_argument("block_size must be positive");
+    return {num_bins, block_size, include_flat};
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_descriptors, module) {
     module.doc() = "Fused SAR descriptors; use crossearth_sar.sar_descriptors.";
-    module.def("describe_cpu", &describe_cpu_at, py::arg("data"), py::arg("pixel_type"), py::arg("images"),
-               py::arg("height"), py::arg("width"), py::arg("stride_image"), py::arg("stride_row"),
-               py::arg("stride_column"), py::arg("num_bins"), py::arg("block_size"), py::arg("include_flat"),
-               py::arg("threads"), py::arg("descriptors"), py::arg("nonfinite"));
+    py::class_<ImageBatch>(module, "ImageBatch")
+        .def(py::init(&batch_of), py::arg("data"), py::arg("pixel_type"), py::arg("images"), py::arg("height"),
+             py::arg("width"), py::arg("stride_image"), py::arg("stride_row"), py::arg("stride_column"));
+    py::class_<DescriptorOptions>(module, "Options")
+        .def(py::init(&options_of), py::arg("num_bins"), py::arg("block_size"), py::arg("include_flat"));
+    module.def(
+        "describe_cpu",
+        [](const ImageBatch& batch, const DescriptorOptions& options, int threads, std::uintptr_t descriptors,
+           std::uintptr_t nonfinite) {
+            describe_cpu(batch, options, threads, reinterpret_cast<float*>(descriptors),
+                         reinterpret_cast<std::int64_t*>(nonfinite));
+        },
+        py::call_guard<py::gil_scoped_release>());
+#ifdef CROSSEARTH_CUDA
+    module.attr("has_cuda") = true;
+    module.def("cuda_device_count", &cuda_device_count);
+    module.def("cuda_scratch_bytes", &cuda_scratch_bytes);
+    module.def("describe_cuda", [](const ImageBatch& batch, const DescriptorOptions& options,
+                                   std::uintptr_t scratch, std::uintptr_t stream, std::uintptr_t descriptors,
+                                   std::uintptr_t nonfinite) {
+        describe_cuda(batch, options, reinterpret_cast<void*>(scratch), reinterpret_cast<void*>(stream),
+                      reinterpret_cast<float*>(descriptors), reinterpret_cast<std::int64_t*>(nonfinite));
+    });
+#else
+    module.attr("has_cuda") = false;
+#endif
 }

@@ -24,7 +24,6 @@ struct DescriptorOptions {
 };
 
 constexpr int kNumDescriptors = 3;  // entropy, looks, roughness
-constexpr double kEnlEpsilon = 1e-6;
 
 // descriptors: (images, 3) float; nonfinite: (images,) number of NaN or inf pixels. Up to `threads` threads;
 // the bits do not depend on how many.

@@ -2,10 +2,9 @@
 // the bands found is merged in order, so that the result does not depend on the threads.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <exception>
-#include <thread>
+#include <numeric>
 #include <vector>
 
 #include "descriptors.h"
@@ -15,29 +14,10 @@ namespace crossearth {
 
 namespace {
 
-// Count, mean and sum of squared deviations; two of them merge without cancellation (Chan et al.).
-struct Moments {
-    double count = 0, mean = 0, m2 = 0;
-
-    static Moments from_sums(double count, double pivot, double sum, double square_sum) {
-        if (count == 0) return {};
-        const double shift = sum / count;
-        return {count, pivot + shift, std::max(0.0, square_sum - sum * shift)};
-    }
-    void merge(const Moments& other) {
-        if (other.count == 0) return;
-        const double total = count + other.count, delta = other.mean - mean;
-        mean += delta * other.count / total;
-        m2 += other.m2 + delta * delta * count * other.count / total;
-        count = total;
-    }
-    double variance() const { return count > 0 ? m2 / count : 0.0; }
-};
-
 struct Band {
-    Moments pixels, blocks;
+    Moments pixels{}, blocks{};
     std::int64_t nonfinite = 0;
-    std::vector<std::uint32_t> codes;
+    std::vector<std::int64_t> codes;
 };
 
 constexpr std::int64_t kBandPixels = 1 << 16;  // about: enough to be worth a task, small enough to share out
@@ -45,42 +25,41 @@ constexpr std::int64_t kBandPixels = 1 << 16;  // about: enough to be worth a ta
 class BandReader {
    public:
     BandReader(const ImageBatch& batch, const DescriptorOptions& options, std::int64_t image)
-        : batch_(batch), options_(options), table_(options.num_bins), image_(image), width_(batch.width) {
+        : batch_(batch), options_(options), table_(options.num_bins), image_(image), width_(batch.width),
+          codes_(width_), sums_(width_), squares_(width_), block_sums_(width_ / options.block_size) {
         for (auto& row : rows_) row.resize(width_ + 2);
-        codes_.resize(width_);
-        block_sums_.resize(width_ / options.block_size);
     }
 
     Band read(std::int64_t first_row, std::int64_t last_row) {
         Band band;
-        band.codes.assign(options_.num_bins + 1, 0);
+        CodeCounts counts;
         float *up = rows_[0].data(), *middle = rows_[1].data(), *down = rows_[2].data();
         load(std::max<std::int64_t>(first_row - 1, 0), up);
         band.nonfinite += load(first_row, middle);
-        const float pivot = middle[1];
-        double sum = 0, square_sum = 0;
-        std::vector<double> block_means;
-        std::fill(block_sums_.begin(), block_sums_.end(), 0.0);
+        pivot_ = std::accumulate(middle + 1, middle + 1 + width_, 0.0) / width_;
+        std::vector<double> block_deviations;
+        int rows_in_float = 0;
         for (std::int64_t y = first_row; y < last_row; ++y) {
-            const std::int64_t below = std::min(y + 1, batch_.height - 1);
-            const std::int64_t bad = load(below, down);
+            const std::int64_t bad = load(std::min(y + 1, batch_.height - 1), down);
             if (y + 1 < last_row) band.nonfinite += bad;
             direction_codes(up, middle, down, width_, table_, codes_.data());
-            count_codes(codes_.data(), width_, options_.num_bins + 1, band.codes.data());
-            add_row(middle + 1, pivot, &sum, &square_sum);
-            if ((y + 1) % options_.block_size == 0) close_block_row(pivot, &block_means);
+            counts.add(codes_.data(), width_);
+            add_deviations(middle + 1, width_, pivot_, sums_.data(), squares_.data());
+            const bool block_row_ends = (y + 1) % options_.block_size == 0;
+            if (++rows_in_float == kRowsInFloat || block_row_ends || y + 1 == last_row) {
+                empty_floats();
+                rows_in_float = 0;
+            }
+            if (block_row_ends) close_block_row(&block_deviations);
             float* oldest = up;
             up = middle;
             middle = down;
             down = oldest;
         }
-        band.pixels = Moments::from_sums(double(last_row - first_row) * width_, pivot, sum, square_sum);
-        double mean_sum = 0, mean_square_sum = 0;
-        for (const double mean : block_means) {
-            mean_sum += mean - pivot;
-            mean_square_sum += (mean - pivot) * (mean - pivot);
-        }
-        band.blocks = Moments::from_sums(double(block_means.size()), pivot, mean_sum, mean_square_sum);
+        band.pixels = Moments::from_sums(double(last_row - first_row) * width_, pivot_, sum_, square_sum_);
+        band.blocks = moments_of(block_deviations);
+        band.codes.resize(options_.num_bins + 1);
+        for (int code = 0; code <= options_.num_bins; ++code) band.codes[code] = counts.of(code);
         return band;
     }
 
@@ -94,24 +73,33 @@ class BandReader {
         return bad;
     }
 
-    // A row's moments, block by block, so that the blocks' sums come with them.
-    void add_row(const float* row, float pivot, double* sum, double* square_sum) {
-        const std::int64_t block = options_.block_size, whole = std::int64_t(block_sums_.size());
-        for (std::int64_t b = 0; b < whole; ++b) {
-            double block_sum = 0;
-            add_moments(row + b * block, block, pivot, &block_sum, square_sum);
-            block_sums_[b] += block_sum;
-            *sum += block_sum;
+    // The column sums into the blocks' and the band's, in double.
+    void empty_floats() {
+        const std::int64_t block = options_.block_size, whole = std::int64_t(block_sums_.size()) * block;
+        for (std::int64_t x = 0; x < width_; ++x) {
+            if (x < whole) block_sums_[x / block] += sums_[x];
+            sum_ += sums_[x];
+            square_sum_ += squares_[x];
         }
-        add_moments(row + whole * block, width_ - whole * block, pivot, sum, square_sum);
+        std::fill(sums_.begin(), sums_.end(), 0.0f);
+        std::fill(squares_.begin(), squares_.end(), 0.0f);
     }
 
-    void close_block_row(float pivot, std::vector<double>* means) {
+    void close_block_row(std::vector<double>* deviations) {
         const double area = double(options_.block_size) * options_.block_size;
         for (double& block_sum : block_sums_) {
-            means->push_back(pivot + block_sum / area);
+            deviations->push_back(block_sum / area);
             block_sum = 0;
         }
+    }
+
+    Moments moments_of(const std::vector<double>& deviations) const {
+        double sum = 0, square_sum = 0;
+        for (const double d : deviations) {
+            sum += d;
+            square_sum += d * d;
+        }
+        return Moments::from_sums(double(deviations.size()), pivot_, sum, square_sum);
     }
 
     const ImageBatch& batch_;
@@ -120,7 +108,10 @@ class BandReader {
     const std::int64_t image_, width_;
     std::vector<float> rows_[3];
     std::vector<std::uint8_t> codes_;
+    std::vector<float> sums_, squares_;  // of deviations from the pivot, a column each
     std::vector<double> block_sums_;
+    double sum_ = 0, square_sum_ = 0;
+    float pivot_ = 0;  // near the band's mean, so that squares do not cancel
 };
 
 double entropy(std::vector<std::int64_t> codes, int num_bins, bool include_flat) {
@@ -129,14 +120,14 @@ double entropy(std::vector<std::int64_t> codes, int num_bins, bool include_flat)
     double total = 0, sum = 0;
     for (const std::int64_t count : codes) total += double(count);
     for (const std::int64_t count : codes) {
-        if (count > 0) sum -= double(count) / total * std::log(double(count) / total);
+        if (count > 0) sum += entropy_part(double(count), total);
     }
     return std::max(sum, 0.0);
 }
 
 void finish(const std::vector<Band>& bands, std::size_t first, std::size_t last,
             const DescriptorOptions& options, float* descriptors, std::int64_t* nonfinite) {
-    Moments pixels, blocks;
+    Moments pixels{}, blocks{};
     std::vector<std::int64_t> codes(options.num_bins + 1, 0);
     *nonfinite = 0;
     for (std::size_t i = first; i < last; ++i) {
@@ -146,28 +137,25 @@ void finish(const std::vector<Band>& bands, std::size_t first, std::size_t last,
         for (std::size_t c = 0; c < codes.size(); ++c) codes[c] += bands[i].codes[c];
     }
     descriptors[0] = float(entropy(codes, options.num_bins, options.include_flat));
-    descriptors[1] = float(pixels.mean * pixels.mean / (pixels.variance() + kEnlEpsilon));
+    descriptors[1] = float(number_of_looks(pixels));
     descriptors[2] = float(blocks.variance());
 }
 
-// Runs task(0) … task(count - 1) on up to `threads` threads; the first exception is thrown on.
+// Runs task(0) … task(count - 1) on up to `threads` threads; the first exception is thrown on. OpenMP, because
+// torch's threads are OpenMP's too: one pool, instead of a second one that the first one's waiting threads
+// keep from the processors.
 template <typename Task>
 void run_tasks(std::int64_t count, int threads, const Task& task) {
-    std::atomic<std::int64_t> next{0};
     std::exception_ptr failure;
-    std::atomic<bool> failed{false};
-    auto work = [&] {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (std::int64_t i = 0; i < count; ++i) {
         try {
-            for (std::int64_t i; (i = next++) < count;) task(i);
+            task(i);
         } catch (...) {
-            if (!failed.exchange(true)) failure = std::current_exception();
-            next = count;
+#pragma omp critical
+            if (!failure) failure = std::current_exception();
         }
-    };
-    std::vector<std::thread> helpers;
-    for (std::int64_t i = 1; i < std::min<std::int64_t>(threads, count); ++i) helpers.emplace_back(work);
-    work();
-    for (std::thread& helper : helpers) helper.join();
+    }
     if (failure) std::rethrow_exception(failure);
 }
 

@@ -16,35 +16,6 @@ namespace crossearth {
 
 namespace {
 
-struct Half {
-    std::uint16_t bits;
-};
-struct BFloat {
-    std::uint16_t bits;
-};
-struct Complex {
-    float re, im;
-};
-
-// |value| as float; what is not finite stays so.
-CROSSEARTH_HD float magnitude(float v) { return std::fabs(v); }
-CROSSEARTH_HD float magnitude(BFloat v) { return float_of(static_cast<std::uint32_t>(v.bits & 0x7fffu) << 16); }
-CROSSEARTH_HD float magnitude(Half v) {
-    // Half's exponent field, moved to float's place, is 112 too small; the product also mends subnormals.
-    const std::uint32_t kept = v.bits & 0x7fffu;
-    const float finite = float_of(kept << 13) * float_of((112u + 127u) << 23);
-    return kept >= 0x7c00u ? HUGE_VALF : finite;
-}
-CROSSEARTH_HD float magnitude(std::uint8_t v) { return static_cast<float>(v); }
-CROSSEARTH_HD float magnitude(std::uint16_t v) { return static_cast<float>(v); }
-CROSSEARTH_HD float magnitude(std::int16_t v) { return std::fabs(static_cast<float>(v)); }
-CROSSEARTH_HD float magnitude(std::int32_t v) { return std::fabs(static_cast<float>(v)); }
-CROSSEARTH_HD float magnitude(Complex v) {
-    const double re = v.re, im = v.im;
-    const double modulus = std::sqrt(re * re + im * im);  // in double no finite pair overflows
-    return static_cast<float>(modulus <= FLT_MAX || !(modulus < 1e39) ? modulus : double(FLT_MAX));
-}
-
 template <typename Pixel>
 CROSSEARTH_HD std::int64_t log_row_of(const void* data, std::int64_t stride, std::int64_t count, float* out) {
     const Pixel* pixels = static_cast<const Pixel*>(data);
@@ -85,8 +56,8 @@ std::int64_t log_row_double(const void* data, std::int64_t stride, std::int64_t 
     std::int64_t bad = 0;
     for (std::int64_t x = 0; x < count; ++x) {
         const double v = pixels[x * stride];
-        bad += !(std::fabs(v) <= DBL_MAX);
-        out[x] = static_cast<float>(std::log1p(std::fabs(v)));
+        bad += !is_finite(v);
+        out[x] = log_magnitude(v);
     }
     return bad;
 }
@@ -99,18 +70,12 @@ CROSSEARTH_HD void direction_codes_of(const float* up, const float* middle, cons
     float slope[SlopeTable::kMaxSlopes];
     for (int k = 0; k < slopes; ++k) slope[k] = table.slope[k];
     for (std::int64_t x = 0; x < count; ++x) {
-        // Differences before smoothing: flat ground gives exactly zero.
-        const float g_x = ((up[x + 2] - up[x]) + 2.0f * (middle[x + 2] - middle[x])) + (down[x + 2] - down[x]);
-        const float g_y = ((down[x] - up[x]) + 2.0f * (down[x + 1] - up[x + 1])) + (down[x + 2] - up[x + 2]);
-        const int right = g_x > 0.0f, left = g_x < 0.0f, below = g_y > 0.0f, above = g_y < 0.0f;
-        // turn_to_first_quadrant without branches; the quadrants in the order of first_bin_of.
-        const int q0 = right & (above ^ 1), q1 = (right ^ 1) & below, q3 = (left ^ 1) & above;
-        const float a_x = std::fabs(g_x), a_y = std::fabs(g_y);
-        const float u = (q1 | q3) ? a_y : a_x, v = (q1 | q3) ? a_x : a_y;
-        int bin = (2 * q0 + 3 * q1 + q3) * quarter;
-        for (int k = 0; k < slopes; ++k) bin += v >= slope[k] * u;
-        const int is_flat = (right | left | below | above) ^ 1;
-        codes[x] = static_cast<std::uint8_t>(is_flat ? flat_code : bin);
+        const float g_x = smoothed(up[x + 2] - up[x], middle[x + 2] - middle[x], down[x + 2] - down[x]);
+        const float g_y = smoothed(down[x] - up[x], down[x + 1] - up[x + 1], down[x + 2] - up[x + 2]);
+        const Turned turned = turn_to_first_quadrant(g_x, g_y);
+        int bin = turned.quarter * quarter;
+        for (int k = 0; k < slopes; ++k) bin += reaches(turned.v, slope[k], turned.u);
+        codes[x] = static_cast<std::uint8_t>(turned.is_flat ? flat_code : bin);
     }
 }
 
@@ -154,8 +119,7 @@ void direction_codes(const float* up, const float* middle, const float* down, st
     }
 }
 
-void count_codes(const std::uint8_t* codes, std::int64_t count, int num_codes, std::uint32_t* counts) {
-    std::uint32_t table[4][256] = {};
+void CodeCounts::add(const std::uint8_t* codes, std::int64_t count) {
     std::int64_t x = 0;
     for (; x + 4 <= count; x += 4) {
         ++table[0][codes[x]];
@@ -164,30 +128,18 @@ void count_codes(const std::uint8_t* codes, std::int64_t count, int num_codes, s
         ++table[3][codes[x + 3]];
     }
     for (; x < count; ++x) ++table[0][codes[x]];
-    for (int c = 0; c < num_codes; ++c) counts[c] += table[0][c] + table[1][c] + table[2][c] + table[3][c];
 }
 
-CROSSEARTH_CLONES void add_moments(const float* row, std::int64_t count, float pivot, double* sum,
-                                   double* square_sum) {
-    // Eight partial sums in a fixed order: the same bits whatever the vector length.
-    constexpr int kLanes = 8;
-    double s[kLanes] = {}, q[kLanes] = {};
-    std::int64_t x = 0;
-    for (; x + kLanes <= count; x += kLanes) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-            const double d = static_cast<double>(row[x + lane] - pivot);
-            s[lane] += d;
-            q[lane] += d * d;
-        }
-    }
-    for (; x < count; ++x) {
-        const double d = static_cast<double>(row[x] - pivot);
-        s[0] += d;
-        q[0] += d * d;
-    }
-    for (int lane = 0; lane < kLanes; ++lane) {
-        *sum += s[lane];
-        *square_sum += q[lane];
+std::int64_t CodeCounts::of(int code) const {
+    return std::int64_t(table[0][code]) + table[1][code] + table[2][code] + table[3][code];
+}
+
+CROSSEARTH_CLONES void add_deviations(const float* row, std::int64_t count, float pivot,
+                                      float* __restrict__ sums, float* __restrict__ squares) {
+    for (std::int64_t x = 0; x < count; ++x) {
+        const float d = row[x] - pivot;
+        sums[x] += d;
+        squares[x] += d * d;
     }
 }
 

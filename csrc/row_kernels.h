@@ -26,10 +26,16 @@ std::int64_t log_row(PixelType type, const void* pixels, std::int64_t stride, st
 void direction_codes(const float* up, const float* middle, const float* down, std::int64_t count,
                      const SlopeTable& table, std::uint8_t* codes);
 
-// counts[code] += 1 for each code; four interleaved tables keep neighbouring equal codes from waiting.
-void count_codes(const std::uint8_t* codes, std::int64_t count, int num_codes, std::uint32_t* counts);
+// Counts of codes; four interleaved tables keep neighbouring equal codes from waiting for each other.
+struct CodeCounts {
+    std::uint32_t table[4][256] = {};
+    void add(const std::uint8_t* codes, std::int64_t count);
+    std::int64_t of(int code) const;
+};
 
-// Sum of (x - pivot) and of its square, in double.
-void add_moments(const float* row, std::int64_t count, float pivot, double* sum, double* square_sum);
+// sums[x] += row[x] - pivot and squares[x] += (row[x] - pivot)^2, column by column, in float: to be emptied
+// into doubles after kRowsInFloat rows, so that rounding stays far below the speckle.
+constexpr int kRowsInFloat = 16;
+void add_deviations(const float* row, std::int64_t count, float pivot, float* sums, float* squares);
 
 }  // namespace crossearth

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
 
-from crossearth_sar.backend import resolve_descriptor_backend
-from crossearth_sar.descriptors.reference import reference_descriptors
+from crossearth_sar.backend import log_once, resolve_descriptor_backend
+from crossearth_sar.descriptors.fused import MAX_BINS, fused_descriptors, unsupported
+from crossearth_sar.descriptors.local import BLOCKS_PER_SIDE, reference_descriptor_map
+from crossearth_sar.descriptors.reference import linear_number_of_looks, reference_descriptors
 from crossearth_sar.errors import InputError
 
 DESCRIPTOR_NAMES = ("directional entropy", "equivalent number of looks", "local roughness")
 MIN_SIDE = 3
+
+
+class Options(TypedDict):
+    num_bins: int
+    block_size: int
+    flat_pixels: str
 
 
 @torch.no_grad()
@@ -20,6 +30,7 @@ def sar_descriptors(
     num_bins: int = 36,
     block_size: int = 16,
     flat_pixels: str = "include",
+    enl_domain: str = "log",
     backend: str = "auto",
     check_finite: bool = True,
 ) -> Tensor:
@@ -33,7 +44,9 @@ def sar_descriptors(
         num_bins: direction bins N over [-pi, pi).
         block_size: side in pixels of the blocks whose means give the roughness.
         flat_pixels: "include" counts a pixel without gradient at angle 0, "exclude" leaves it out.
-        backend: "auto" or "reference".
+        enl_domain: "log" takes the ENL of X', as the router's descriptor is defined; "linear" that of |X| as
+            it comes, in a pass of its own: of an intensity image it is the number of looks itself.
+        backend: "auto" | "fused" (C++, one pass) | "reference" (torch).
         check_finite: refuse NaN and inf pixels; switch off where the data is known to be clean, to spare
             the pass and, on a GPU, the synchronisation.
 
@@ -45,12 +58,75 @@ def sar_descriptors(
             range, or a NaN or inf pixel (with how many there are and where the first is).
     """
     image_BHW = _validated(image, num_bins, block_size, flat_pixels)
-    if check_finite:
-        _refuse_nonfinite(image_BHW)
-    resolve_descriptor_backend(backend)
+    if enl_domain not in ("log", "linear"):
+        raise InputError("enl_domain has no such choice", got=repr(enl_domain), expected="'log' or 'linear'")
+    chosen = _backend(backend, image_BHW, num_bins)
     if image_BHW.shape[0] == 0:
         return image_BHW.new_zeros(0, 3, dtype=torch.float32)
-    return reference_descriptors(image_BHW, num_bins=num_bins, block_size=block_size, flat_pixels=flat_pixels)
+    options: Options = {"num_bins": num_bins, "block_size": block_size, "flat_pixels": flat_pixels}
+    if chosen == "fused":
+        descriptors_B3, nonfinite_B = fused_descriptors(image_BHW, **options)
+        if check_finite and bool(nonfinite_B.any()):
+            _refuse_nonfinite(image_BHW)
+    else:
+        if check_finite:
+            _refuse_nonfinite(image_BHW)
+        descriptors_B3 = reference_descriptors(image_BHW, **options)
+    if enl_domain == "linear":
+        descriptors_B3[:, 1] = linear_number_of_looks(image_BHW)
+    return descriptors_B3
+
+
+@torch.no_grad()
+def sar_descriptor_map(
+    image: Tensor,
+    patch_size: int,
+    *,
+    num_bins: int = 36,
+    flat_pixels: str = "include",
+    check_finite: bool = True,
+) -> Tensor:
+    """The three descriptors of every whole patch: local physics on the token grid.
+
+    Args:
+        image: as in `sar_descriptors`; H and W of at least one patch.
+        patch_size: pixels, a multiple of 4: a patch's roughness is that of 4 x 4 blocks in it.
+        num_bins, flat_pixels, check_finite: as in `sar_descriptors`.
+
+    Returns:
+        (B, 3, H // patch_size, W // patch_size) float32. Gradients are those of the whole image; what is left
+        over at the right and bottom is dropped.
+
+    Raises:
+        InputError: as `sar_descriptors`, and for a patch size that does not fit.
+    """
+    image_BHW = _validated(image, num_bins, 1, flat_pixels)
+    side = min(image_BHW.shape[1:])
+    if not isinstance(patch_size, int) or patch_size < 4 or patch_size % BLOCKS_PER_SIDE or patch_size > side:
+        raise InputError(
+            "patch_size does not fit",
+            got=repr(patch_size),
+            expected=f"a multiple of {BLOCKS_PER_SIDE}, at most the image's {side} pixels",
+        )
+    if check_finite:
+        _refuse_nonfinite(image_BHW)
+    return reference_descriptor_map(image_BHW, patch_size, num_bins=num_bins, flat_pixels=flat_pixels)
+
+
+def _backend(requested: str, image_BHW: Tensor, num_bins: int) -> str:
+    chosen = resolve_descriptor_backend(requested)
+    reason = unsupported(image_BHW, num_bins) if chosen == "fused" else None
+    if reason is None:
+        return chosen
+    if requested == "fused":
+        raise InputError(
+            "the fused descriptors do not take this",
+            got=reason,
+            expected=f"images on a CPU or a GPU, num_bins divisible by 4 and at most {MAX_BINS}",
+            fix="backend='auto' takes the reference here",
+        )
+    log_once(f"descriptor backend: reference for {reason}")
+    return "reference"
 
 
 def _validated(image: Tensor, num_bins: int, block_size: int, flat_pixels: str) -> Tensor:

@@ -84,6 +84,13 @@ def equivalent_number_of_looks(log_BHW: Tensor) -> Tensor:
     return mean.square() / (variance + ENL_EPSILON)
 
 
+def linear_number_of_looks(image_BHW: Tensor) -> Tensor:
+    """1 / (relative variance of |X| + 1e-6): of an intensity image its number of looks; (B,) float64."""
+    wide = torch.complex128 if image_BHW.is_complex() else torch.float64
+    variance, mean = torch.var_mean(image_BHW.to(wide).abs().flatten(1), dim=1, correction=0)
+    return 1 / (variance / mean.square().clamp(min=torch.finfo(torch.float64).tiny) + ENL_EPSILON)
+
+
 def local_roughness(log_BHW: Tensor, *, block_size: int) -> Tensor:
     """Population variance of the means of non-overlapping blocks, eq. (6)-(7); (B,) float64.
 

@@ -1,0 +1,103 @@
+"""The fused form of the descriptors: csrc's one pass over the image, as a torch custom op.
+
+The extension knows no torch; here tensors become pointers, sizes and strides. Importing this needs no
+extension, computing does: backend.py says whether it is there.
+
+B batch, H W pixels.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PIXEL_TYPES = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.float16: 2,
+    torch.bfloat16: 3,
+    torch.uint8: 4,
+    torch.uint16: 5,
+    torch.int16: 6,
+    torch.int32: 7,
+    torch.complex64: 8,
+}
+"""Pixel types read as they are, under their numbers in csrc/descriptor_math.h; others are converted first."""
+
+MAX_BINS = 252
+
+
+def unsupported(image_BHW: Tensor, num_bins: int) -> str | None:
+    """Why this form cannot describe such images, or None where it can; the reference can all."""
+    kind = image_BHW.device.type
+    if kind not in ("cpu", "cuda"):
+        return f"images on {kind}"
+    if kind == "cuda" and not _extension().has_cuda:
+        return "images on a GPU: the extension was built without CUDA (CROSSEARTH_BUILD=cuda needs nvcc)"
+    if num_bins % 4 or num_bins > MAX_BINS:
+        return f"num_bins {num_bins}: not divisible by 4, or above {MAX_BINS}"
+    return None
+
+
+def fused_descriptors(
+    image_BHW: Tensor, *, num_bins: int, block_size: int, flat_pixels: str
+) -> tuple[Tensor, Tensor]:
+    """(B, 3) float32 descriptors and (B,) int64 numbers of NaN or inf pixels, found in the same pass.
+
+    On a GPU asynchronous on the current stream, without synchronisation.
+    """
+    if image_BHW.dtype not in PIXEL_TYPES:
+        image_BHW = image_BHW.abs() if image_BHW.is_complex() else image_BHW.double()
+    return _describe(image_BHW, num_bins, block_size, flat_pixels == "include")
+
+
+@torch.library.custom_op("crossearth_sar::describe", mutates_args=(), device_types="cpu")
+def _describe(image_BHW: Tensor, num_bins: int, block_size: int, include_flat: bool) -> tuple[Tensor, Tensor]:
+    descriptors_B3, nonfinite_B = _outputs(image_BHW)
+    extension = _extension()
+    extension.describe_cpu(
+        _batch(image_BHW), extension.Options(num_bins, block_size, include_flat), torch.get_num_threads(),
+        descriptors_B3.data_ptr(), nonfinite_B.data_ptr(),
+    )  # fmt: skip
+    return descriptors_B3, nonfinite_B
+
+
+@_describe.register_kernel("cuda")
+def _(image_BHW: Tensor, num_bins: int, block_size: int, include_flat: bool) -> tuple[Tensor, Tensor]:
+    descriptors_B3, nonfinite_B = _outputs(image_BHW)
+    extension = _extension()
+    batch, options = _batch(image_BHW), extension.Options(num_bins, block_size, include_flat)
+    scratch = image_BHW.new_empty(extension.cuda_scratch_bytes(batch, options), dtype=torch.uint8)
+    with torch.cuda.device(image_BHW.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        extension.describe_cuda(
+            batch, options, scratch.data_ptr(), stream, descriptors_B3.data_ptr(), nonfinite_B.data_ptr()
+        )
+    return descriptors_B3, nonfinite_B
+
+
+@_describe.register_fake
+def _(image_BHW: Tensor, num_bins: int, block_size: int, include_flat: bool) -> tuple[Tensor, Tensor]:
+    return _outputs(image_BHW)
+
+
+def _outputs(image_BHW: Tensor) -> tuple[Tensor, Tensor]:
+    images = image_BHW.shape[0]
+    return (
+        image_BHW.new_empty(images, 3, dtype=torch.float32),
+        image_BHW.new_empty(images, dtype=torch.int64),
+    )
+
+
+def _batch(image_BHW: Tensor) -> Any:
+    kind = PIXEL_TYPES[image_BHW.dtype]
+    return _extension().ImageBatch(image_BHW.data_ptr(), kind, *image_BHW.shape, *image_BHW.stride())
+
+
+@cache
+def _extension() -> Any:
+    return importlib.import_module("crossearth_sar._descriptors")
