@@ -3,13 +3,19 @@
 #include <cfloat>
 #include <cmath>
 
-// GCC builds each kernel for three instruction sets and picks one at load time. Contraction to fused
-// multiply-adds is off (setup.py), so all three give the same bits.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && !defined(CROSSEARTH_NO_CLONES)
-#define CROSSEARTH_CLONES \
-    __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// On x86, GCC builds each kernel for three instruction sets and the processor's best is taken. Contraction to
+// fused multiply-adds is off (setup.py), so all three give the same bits. (target_clones would write this for
+// us, but cannot ask for 64-byte vectors.)
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+#define CROSSEARTH_KERNEL(RESULT, NAME, PARAMETERS, CALL)                                                      \
+    __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) RESULT NAME##_v4 PARAMETERS { return CALL; } \
+    __attribute__((target("arch=x86-64-v3"))) RESULT NAME##_v3 PARAMETERS { return CALL; }                    \
+    RESULT NAME##_v1 PARAMETERS { return CALL; }                                                               \
+    constexpr decltype(&NAME##_v1) NAME[] = {NAME##_v1, NAME##_v3, NAME##_v4};
 #else
-#define CROSSEARTH_CLONES
+#define CROSSEARTH_KERNEL(RESULT, NAME, PARAMETERS, CALL) \
+    RESULT NAME##_v1 PARAMETERS { return CALL; }          \
+    constexpr decltype(&NAME##_v1) NAME[] = {NAME##_v1};
 #endif
 
 namespace crossearth {
@@ -36,11 +42,20 @@ CROSSEARTH_HD std::int64_t log_row_of(const void* data, std::int64_t stride, std
     return bad;
 }
 
-#define CROSSEARTH_LOG_ROW(NAME, PIXEL)                                                              \
-    CROSSEARTH_CLONES std::int64_t NAME(const void* data, std::int64_t stride, std::int64_t count, \
-                                        float* out) {                                              \
-        return log_row_of<PIXEL>(data, stride, count, out);                                        \
-    }
+// Which of a kernel's forms this processor runs.
+int instruction_set() {
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+    static const int chosen = __builtin_cpu_supports("x86-64-v4") ? 2 : __builtin_cpu_supports("x86-64-v3") ? 1 : 0;
+    return chosen;
+#else
+    return 0;
+#endif
+}
+
+#define CROSSEARTH_LOG_ROW(NAME, PIXEL)                                                                    \
+    CROSSEARTH_KERNEL(std::int64_t, NAME,                                                                  \
+                      (const void* data, std::int64_t stride, std::int64_t count, float* __restrict__ out), \
+                      log_row_of<PIXEL>(data, stride, count, out))
 CROSSEARTH_LOG_ROW(log_row_float, float)
 CROSSEARTH_LOG_ROW(log_row_half, Half)
 CROSSEARTH_LOG_ROW(log_row_bfloat, BFloat)
@@ -79,15 +94,26 @@ CROSSEARTH_HD void direction_codes_of(const float* up, const float* middle, cons
     }
 }
 
-CROSSEARTH_CLONES void direction_codes_36(const float* up, const float* middle, const float* down,
-                                          std::int64_t count, const SlopeTable& table, std::uint8_t* codes) {
-    direction_codes_of<8>(up, middle, down, count, table, codes);
-}
+#define CROSSEARTH_CODES(NAME, SLOPES)                                                                    \
+    CROSSEARTH_KERNEL(void, NAME,                                                                         \
+                      (const float* up, const float* middle, const float* down, std::int64_t count,       \
+                       const SlopeTable& table, std::uint8_t* __restrict__ codes),                        \
+                      direction_codes_of<SLOPES>(up, middle, down, count, table, codes))
+CROSSEARTH_CODES(direction_codes_36, 8)
+CROSSEARTH_CODES(direction_codes_any, 0)
+#undef CROSSEARTH_CODES
 
-CROSSEARTH_CLONES void direction_codes_any(const float* up, const float* middle, const float* down,
-                                           std::int64_t count, const SlopeTable& table, std::uint8_t* codes) {
-    direction_codes_of<0>(up, middle, down, count, table, codes);
+CROSSEARTH_HD void add_deviations_of(const float* row, std::int64_t count, float pivot, float* __restrict__ sums,
+                                     float* __restrict__ squares) {
+    for (std::int64_t x = 0; x < count; ++x) {
+        const float d = row[x] - pivot;
+        sums[x] += d;
+        squares[x] += d * d;
+    }
 }
+CROSSEARTH_KERNEL(void, add_deviations_to,
+                  (const float* row, std::int64_t count, float pivot, float* sums, float* squares),
+                  add_deviations_of(row, count, pivot, sums, squares))
 
 }  // namespace
 
@@ -96,16 +122,17 @@ SlopeTable::SlopeTable(int bins) : num_bins(bins), slopes(bins / 4 - 1) {
 }
 
 std::int64_t log_row(PixelType type, const void* pixels, std::int64_t stride, std::int64_t count, float* out) {
+    const int isa = instruction_set();
     switch (type) {
-        case PixelType::kFloat32: return log_row_float(pixels, stride, count, out);
+        case PixelType::kFloat32: return log_row_float[isa](pixels, stride, count, out);
         case PixelType::kFloat64: return log_row_double(pixels, stride, count, out);
-        case PixelType::kFloat16: return log_row_half(pixels, stride, count, out);
-        case PixelType::kBFloat16: return log_row_bfloat(pixels, stride, count, out);
-        case PixelType::kUInt8: return log_row_u8(pixels, stride, count, out);
-        case PixelType::kUInt16: return log_row_u16(pixels, stride, count, out);
-        case PixelType::kInt16: return log_row_i16(pixels, stride, count, out);
-        case PixelType::kInt32: return log_row_i32(pixels, stride, count, out);
-        case PixelType::kComplex64: return log_row_complex(pixels, stride, count, out);
+        case PixelType::kFloat16: return log_row_half[isa](pixels, stride, count, out);
+        case PixelType::kBFloat16: return log_row_bfloat[isa](pixels, stride, count, out);
+        case PixelType::kUInt8: return log_row_u8[isa](pixels, stride, count, out);
+        case PixelType::kUInt16: return log_row_u16[isa](pixels, stride, count, out);
+        case PixelType::kInt16: return log_row_i16[isa](pixels, stride, count, out);
+        case PixelType::kInt32: return log_row_i32[isa](pixels, stride, count, out);
+        case PixelType::kComplex64: return log_row_complex[isa](pixels, stride, count, out);
     }
     return count;
 }
@@ -113,9 +140,9 @@ std::int64_t log_row(PixelType type, const void* pixels, std::int64_t stride, st
 void direction_codes(const float* up, const float* middle, const float* down, std::int64_t count,
                      const SlopeTable& table, std::uint8_t* codes) {
     if (table.num_bins == 36) {
-        direction_codes_36(up, middle, down, count, table, codes);
+        direction_codes_36[instruction_set()](up, middle, down, count, table, codes);
     } else {
-        direction_codes_any(up, middle, down, count, table, codes);
+        direction_codes_any[instruction_set()](up, middle, down, count, table, codes);
     }
 }
 
@@ -134,13 +161,8 @@ std::int64_t CodeCounts::of(int code) const {
     return std::int64_t(table[0][code]) + table[1][code] + table[2][code] + table[3][code];
 }
 
-CROSSEARTH_CLONES void add_deviations(const float* row, std::int64_t count, float pivot,
-                                      float* __restrict__ sums, float* __restrict__ squares) {
-    for (std::int64_t x = 0; x < count; ++x) {
-        const float d = row[x] - pivot;
-        sums[x] += d;
-        squares[x] += d * d;
-    }
+void add_deviations(const float* row, std::int64_t count, float pivot, float* sums, float* squares) {
+    add_deviations_to[instruction_set()](row, count, pivot, sums, squares);
 }
 
 }  // namespace crossearth

@@ -14,8 +14,7 @@ SOURCES = [
     ROOT / "csrc/descriptors_cpu.cpp",
     ROOT / "csrc/row_kernels.cpp",
 ]
-# One clone only: the sanitizers' runtimes are not up yet when the loader chooses among clones.
-FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-DCROSSEARTH_NO_CLONES", "-fopenmp"]
+FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fopenmp"]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
