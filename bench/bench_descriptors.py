@@ -7,7 +7,6 @@ pytest bench/bench_descriptors.py --benchmark-only        one contender each und
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness import require_agreement, time_interleaved, write_report
 from scipy import ndimage
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent))
-from harness import require_agreement, time_interleaved, write_report
 
 from crossearth_sar import sar_descriptors
 from crossearth_sar.descriptors.reference import reference_descriptors

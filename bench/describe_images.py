@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from harness import write_report
 
 from crossearth_sar import sar_descriptors

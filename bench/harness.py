@@ -58,7 +58,7 @@ def write_report(folder: Path, title: str, rows: Sequence[Mapping[str, object]],
     folder.mkdir(parents=True, exist_ok=True)
     origin = provenance()
     with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     (folder / "results.json").write_text(

@@ -116,6 +116,8 @@ def sar_descriptor_map(
 def _backend(requested: str, image_BHW: Tensor, num_bins: int) -> str:
     chosen = resolve_descriptor_backend(requested)
     reason = unsupported(image_BHW, num_bins) if chosen == "fused" else None
+    if reason is None and chosen == "fused" and requested == "auto" and image_BHW.is_cuda:
+        reason = "images on a GPU: the CUDA half has run on none yet; backend='fused' asks for it"
     if reason is None:
         return chosen
     if requested == "fused":
