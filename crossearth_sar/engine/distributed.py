@@ -53,7 +53,14 @@ def start_ranks() -> Ranks:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
         _leave_collectives_to_gloo()
     if not dist.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+        try:
+            deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+        except dist.DistNetworkError as error:
+            raise InputError(
+                f"ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+                got=str(error).splitlines()[0],
+                fix="another run may hold the port: deepspeed --master_port 29501 train/cpt.py …",
+            ) from error
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 

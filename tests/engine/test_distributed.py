@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import pytest
@@ -101,3 +102,16 @@ def test_what_ranks_tell_each_other(two_ranks: RankPool) -> None:
             "one": "rank one is unwell\n  to do: rest",
             "both": "from rank 0",
         }
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        here = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
+        for name, value in {**here, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=rf"127\.0\.0\.1:{port}") as caught:
+            start_ranks()
+    assert "--master_port" in str(caught.value)
