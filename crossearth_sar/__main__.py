@@ -16,7 +16,7 @@ OPTIONAL = {
     "triton": "kernels: pip install 'crossearth-sar[triton]'",
     "deepspeed": "training: pip install 'crossearth-sar[train]'",
     "tensorboard": "training curves: pip install 'crossearth-sar[train]'",
-    "rasterio": "georeferences: pip install 'crossearth-sar[geo]'",
+    "rasterio": "georeferenced output, nothing uses it yet: pip install 'crossearth-sar[geo]'",
     "megablocks": "peer and backend: pip install --no-deps megablocks, on a CUDA machine",
 }
 
