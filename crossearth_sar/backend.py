@@ -7,9 +7,12 @@ takes the best that works and logs once what it took.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 from dataclasses import dataclass
 from functools import cache
+
+import torch
 
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.kernels.probe import triton_status
@@ -29,16 +32,34 @@ class BackendStatus:
     reason: str
 
 
-def moe_backend_status() -> list[BackendStatus]:
-    """Every known MoE backend, best first."""
+TRITON_MEASURED = False
+"""Whether `make gpu-check` has passed on a GPU and its report is under bench/reports/. Until then the Triton
+kernels are proven by the interpreter and by ahead-of-time compilation only, and "auto" does not choose them."""
+
+
+def moe_backend_status(dim: int = 16, hidden_dim: int = 16) -> list[BackendStatus]:
+    """Every known MoE backend for experts of these widths, best first."""
     triton_usable, triton_reason = triton_status()
-    missing = "the grouped-GEMM form of this backend is not part of this version"
-    return [
-        BackendStatus("triton", False, missing + (f"; {triton_reason}" if not triton_usable else "")),
-        BackendStatus("megablocks", False, missing),
-        BackendStatus("grouped_mm", False, missing),
-        BackendStatus("reference", True, "pure torch: sorted tokens, one GEMM pair per expert"),
-    ]
+    if dim % 16 or hidden_dim % 16:
+        triton_usable, triton_reason = False, f"needs widths that 16 divides, not {dim} and {hidden_dim}"
+    triton = BackendStatus("triton", triton_usable, triton_reason)
+    grouped_mm = BackendStatus("grouped_mm", True, "torch.nn.functional.grouped_mm between torch's own steps")
+    megablocks = BackendStatus("megablocks", *_megablocks_status())
+    reference = BackendStatus("reference", True, "pure torch: sorted tokens, a few GEMMs per expert")
+    if not torch.cuda.is_available():
+        return [reference, grouped_mm, triton, megablocks]
+    if TRITON_MEASURED:
+        return [triton, grouped_mm, reference, megablocks]
+    return [grouped_mm, reference, triton, megablocks]
+
+
+def _megablocks_status() -> tuple[bool, str]:
+    missing = [n for n in ("megablocks", "grouped_gemm") if importlib.util.find_spec(n) is None]
+    if missing:
+        return False, f"not installed: {' '.join(missing)} (pip install --no-deps megablocks grouped_gemm)"
+    if not torch.cuda.is_available():
+        return False, "no CUDA device"
+    return True, "the grouped GEMM of MegaBlocks; waits for the device once a call, bfloat16 only"
 
 
 def descriptor_backend_status() -> list[BackendStatus]:
@@ -62,13 +83,13 @@ def extension_status() -> tuple[bool, str]:
     )
 
 
-def resolve_moe_backend(requested: str = "auto") -> str:
-    """The MoE backend that `requested` means here.
+def resolve_moe_backend(requested: str = "auto", dim: int = 16, hidden_dim: int = 16) -> str:
+    """The MoE backend that `requested` means here, for experts of these widths.
 
     Raises:
         InputError: for an unknown name, or one asked for by name that does not work here.
     """
-    return _resolve("MoE", requested, tuple(moe_backend_status()))
+    return _resolve("MoE", requested, tuple(moe_backend_status(dim, hidden_dim)))
 
 
 def resolve_descriptor_backend(requested: str = "auto") -> str:

@@ -30,7 +30,7 @@ def test_the_first_usable_status_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         backend.BackendStatus("good", True, "there"),
         backend.BackendStatus("reference", True, "always"),
     ]
-    monkeypatch.setattr(backend, "moe_backend_status", lambda: statuses)
+    monkeypatch.setattr(backend, "moe_backend_status", lambda *widths: statuses)
     assert backend.resolve_moe_backend("auto") == "good"
     assert backend.resolve_moe_backend("reference") == "reference"
     with pytest.raises(InputError, match="missing"):

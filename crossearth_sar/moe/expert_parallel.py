@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossearth_sar.errors import InputError
@@ -53,15 +54,18 @@ class ExpertParallelExperts(StackedExperts):
         dist.all_gather(parts, own.detach().contiguous(), group=self.group)
         return torch.cat(parts)
 
-    def forward(self, x_TD: Tensor, gate_BTK: Tensor, plan: DispatchPlan) -> Tensor:
+    def forward(self, x_TD: Tensor, gate_BTK: Tensor | None, plan: DispatchPlan) -> Tensor:
         """As StackedExperts.forward; a collective call of the group."""
-        sent_counts = plan.counts.view(self.ep_size, -1)  # (rank, its expert): grouped rows lie in this order
+        counts = plan.offsets.diff()
+        sent_counts = counts.view(self.ep_size, -1)  # (rank, its expert): grouped rows lie in this order
         received_counts = torch.empty_like(sent_counts)
         dist.all_to_all_single(received_counts, sent_counts, group=self.group)
         send, receive = sent_counts.sum(1).tolist(), received_counts.sum(1).tolist()
         rows_MD = _exchange(gather_rows(x_TD, plan), send, receive, self.group)
         by_expert, by_sender = _regroup(received_counts)
-        out_MD = self.grouped_ffn(rows_MD.index_select(0, by_expert), received_counts.sum(0))
+        offsets = F.pad(received_counts.sum(0).cumsum(0), (1, 0)).to(plan.offsets.dtype)
+        arrived = DispatchPlan(source_row=None, offsets=offsets, top_k=1, backend=plan.backend)
+        out_MD = super().forward(rows_MD.index_select(0, by_expert), None, arrived)
         rows_ND = _exchange(out_MD.index_select(0, by_sender), receive, send, self.group)
         return combine_rows(rows_ND, gate_BTK, plan)
 

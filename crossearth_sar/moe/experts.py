@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from crossearth_sar.config import require
-from crossearth_sar.moe.dispatch import DispatchPlan, combine_rows, gather_rows
-from crossearth_sar.moe.grouped_gemm import ACTIVATIONS, grouped_ffn_reference
+from crossearth_sar.moe.dispatch import DispatchPlan
+from crossearth_sar.moe.grouped_gemm import ACTIVATIONS, grouped_ffn
 
 
 class StackedExperts(nn.Module):
@@ -27,15 +27,13 @@ class StackedExperts(nn.Module):
         nn.init.trunc_normal_(self.w1, std=0.02)
         nn.init.trunc_normal_(self.w2, std=0.02)
 
-    def forward(self, x_TD: Tensor, gate_BTK: Tensor, plan: DispatchPlan) -> Tensor:
-        """(B*T, D) tokens -> (B*T, D): the gated sum of the chosen experts' outputs, in token order."""
-        return combine_rows(self.grouped_ffn(gather_rows(x_TD, plan), plan.counts), gate_BTK, plan)
+    def forward(self, x_TD: Tensor, gate_BTK: Tensor | None, plan: DispatchPlan) -> Tensor:
+        """(B*T, D) tokens -> (B*T, D): the gated sum of the chosen experts' outputs, in token order.
 
-    def grouped_ffn(self, rows_ND: Tensor, counts: Tensor) -> Tensor:
-        """(N, D) rows grouped by expert, counts (E,) -> (N, D)."""
-        return grouped_ffn_reference(
-            rows_ND, counts.tolist(), self.w1, self.b1, self.w2, self.b2, self.activation
-        )
+        `gate_BTK=None` says that every gate is 1, and that none wants a gradient.
+        """
+        gate_A = None if gate_BTK is None else gate_BTK.flatten()
+        return grouped_ffn(x_TD, gate_A, plan, self.w1, self.b1, self.w2, self.b2, self.activation)
 
     def extra_repr(self) -> str:
         experts, hidden, dim = self.w1.shape

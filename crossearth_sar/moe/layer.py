@@ -28,7 +28,8 @@ class PhysicsGuidedMoE(nn.Module):
         num_descriptors: P, standardised numbers per image that the router sees; 0 for none.
         gate: "normalized" (eq. 9) | "straight_through" | "probability", see PhysicsGuidedRouter.
         activation: "gelu" | "gelu_tanh" | "relu".
-        backend: "auto" | "reference" | "triton" | "megablocks" | "grouped_mm", resolved here, once.
+        backend: "auto" | "reference" | "triton" | "megablocks" | "grouped_mm", resolved here, once; "auto" takes the best
+            that works for tokens on a GPU, and the reference for tokens on a CPU.
 
     Raises:
         InputError (a ValueError): for arguments out of range, or a backend that does not work here.
@@ -47,11 +48,14 @@ class PhysicsGuidedMoE(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.backend = resolve_moe_backend(backend)
+        hidden_dim = hidden_dim or 4 * dim
+        self.backend = resolve_moe_backend(backend, dim, hidden_dim)
+        # "auto" is about where the tokens are; a backend asked for by name is never replaced.
+        self.backend_on_cpu = "reference" if backend == "auto" else self.backend
         self.router = PhysicsGuidedRouter(
             dim, num_experts, top_k=top_k, num_descriptors=num_descriptors, gate=gate
         )
-        self.experts = StackedExperts(num_experts, dim, hidden_dim or 4 * dim, activation=activation)
+        self.experts = StackedExperts(num_experts, dim, hidden_dim, activation=activation)
 
     def forward(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> tuple[Tensor, RoutingInfo]:
         """Routes every token and runs its experts.
@@ -69,9 +73,11 @@ class PhysicsGuidedMoE(nn.Module):
                 got=f"shape {tuple(x_BTD.shape)}",
                 expected=f"(B, T, {self.router.dim})",
             )
-        routing = self.router(x_BTD, descriptors_BP)
-        plan = make_dispatch_plan(routing.expert_index, self.router.num_experts)
-        y_TD = self.experts(x_BTD.flatten(0, 1), routing.gate, plan)
+        backend = self.backend if x_BTD.is_cuda else self.backend_on_cpu
+        routing = self.router(x_BTD, descriptors_BP, backend)
+        plan = make_dispatch_plan(routing.expert_index, self.router.num_experts, backend)
+        gate_BTK = None if self.router.gate_is_one else routing.gate
+        y_TD = self.experts(x_BTD.flatten(0, 1), gate_BTK, plan)
         return y_TD.view_as(x_BTD), routing
 
     def extra_repr(self) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from crossearth_sar.config import require
 from crossearth_sar.errors import InputError
+from crossearth_sar.moe.router_probability import fused_router_probability
 
 Gate = Literal["normalized", "straight_through", "probability"]
 GATES: tuple[str, ...] = ("normalized", "straight_through", "probability")
@@ -76,11 +77,18 @@ class PhysicsGuidedRouter(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_experts))
         nn.init.trunc_normal_(self.weight, std=0.02)
 
-    def logits(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> Tensor:
-        """(B, T, E), float32 at least; `descriptors_BP=None` counts as zeros, their standardised mean."""
+    @property
+    def gate_is_one(self) -> bool:
+        """Whether every gate is the constant 1: eq. (9) with one expert a token."""
+        return self.gate == "normalized" and self.top_k == 1
+
+    def probability(
+        self, x_BTD: Tensor, descriptors_BP: Tensor | None = None, backend: str = "reference"
+    ) -> Tensor:
+        """pi of eq. (8): (B, T, E), float32 at least; `descriptors_BP=None` counts as zeros, their mean."""
         precision = torch.promote_types(x_BTD.dtype, torch.float32)
         weight_ED, weight_EP = self.weight.to(precision).split([self.dim, self.num_descriptors], dim=1)
-        logits = F.linear(x_BTD.to(precision), weight_ED, self.bias.to(precision))
+        image_bias_BE = self.bias.to(precision).expand(x_BTD.shape[0], -1)
         if descriptors_BP is not None and self.num_descriptors:
             expected = (x_BTD.shape[0], self.num_descriptors)
             if tuple(descriptors_BP.shape) != expected:
@@ -90,11 +98,19 @@ class PhysicsGuidedRouter(nn.Module):
                     expected=f"(B, P) = {expected}",
                     fix="one row per image of the batch",
                 )
-            logits = logits + F.linear(descriptors_BP.to(precision), weight_EP)[:, None]
-        return logits
+            image_bias_BE = image_bias_BE + F.linear(descriptors_BP.to(precision), weight_EP)
+        if backend == "triton":
+            return fused_router_probability(x_BTD, weight_ED, image_bias_BE)
+        logits_BTE = F.linear(x_BTD.to(precision), weight_ED) + image_bias_BE[:, None]
+        return logits_BTE.softmax(dim=-1)
 
-    def forward(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> RoutingInfo:
-        probability_BTE = self.logits(x_BTD, descriptors_BP).softmax(dim=-1)
+    def forward(
+        self, x_BTD: Tensor, descriptors_BP: Tensor | None = None, backend: str = "reference"
+    ) -> RoutingInfo:
+        """Routes (B, T, D) tokens by themselves and their images' (B, P) descriptors."""
+        # Under autocast too: a routing in bfloat16 would depend on rounding.
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            probability_BTE = self.probability(x_BTD, descriptors_BP, backend)
         expert_index = _top_k(probability_BTE.detach(), self.top_k)
         gate = _gate(probability_BTE.gather(-1, expert_index), self.gate)
         counts = F.one_hot(expert_index.flatten(), self.num_experts).sum(0)

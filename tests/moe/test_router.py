@@ -16,18 +16,19 @@ def make(gate: str = "normalized", top_k: int = 1, **kwargs: int) -> PhysicsGuid
     return router
 
 
-def test_logits_equal_those_of_the_concatenation() -> None:
+def test_probabilities_equal_those_of_the_concatenation() -> None:
     router, x, d = make(), torch.randn(3, 5, 8), torch.randn(3, 3)
     joined = torch.cat([x, d[:, None].expand(-1, 5, -1)], dim=-1)
-    torch.testing.assert_close(router.logits(x, d), joined @ router.weight.T + router.bias)
+    expected = (joined @ router.weight.T + router.bias).softmax(-1)
+    torch.testing.assert_close(router.probability(x, d), expected)
 
 
 def test_descriptors_of_one_image_do_not_reach_another() -> None:
     router, x, d = make(), torch.randn(2, 5, 8), torch.randn(2, 3)
     other = d.clone()
     other[1] += 5
-    assert torch.equal(router.logits(x, d)[0], router.logits(x, other)[0])
-    assert not torch.equal(router.logits(x, d)[1], router.logits(x, other)[1])
+    assert torch.equal(router.probability(x, d)[0], router.probability(x, other)[0])
+    assert not torch.equal(router.probability(x, d)[1], router.probability(x, other)[1])
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
@@ -44,7 +45,7 @@ def test_ties_go_to_the_lower_index(top_k: int) -> None:
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_gate_values(gate: str, top_k: int) -> None:
     router, x, d = make(gate, top_k), torch.randn(2, 7, 8), torch.randn(2, 3)
-    routing, pi = router(x, d), router.logits(x, d).softmax(-1)
+    routing, pi = router(x, d), router.probability(x, d)
     chosen = pi.topk(top_k).values
     expected = chosen if gate == "probability" else chosen / chosen.sum(-1, keepdim=True)
     torch.testing.assert_close(routing.gate, expected)
@@ -76,7 +77,7 @@ def test_straight_through_gradient_is_that_of_pi_over_its_value() -> None:
     (router(x, d).gate * weight).sum().backward()
     got = router.weight.grad.clone()  # type: ignore[union-attr]
     router.zero_grad()
-    pi = router.logits(x, d).softmax(-1).max(-1, keepdim=True).values
+    pi = router.probability(x, d).max(-1, keepdim=True).values
     (pi / pi.detach() * weight).sum().backward()
     torch.testing.assert_close(got, router.weight.grad)
 
@@ -107,7 +108,7 @@ def test_balance_loss_of_balanced_and_of_collapsed_routing() -> None:
 
 def test_no_descriptors_and_none_given_count_as_zeros() -> None:
     router, x = make(), torch.randn(2, 5, 8)
-    assert torch.equal(router.logits(x), router.logits(x, torch.zeros(2, 3)))
+    assert torch.equal(router.probability(x), router.probability(x, torch.zeros(2, 3)))
     assert make(num_descriptors=0).weight.shape == (6, 8)
 
 
