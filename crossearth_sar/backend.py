@@ -33,8 +33,8 @@ class BackendStatus:
 
 
 TRITON_MEASURED = False
-"""Whether `make gpu-check` has passed on a GPU and its report is under bench/reports/. Until then the Triton
-kernels are proven by the interpreter and by ahead-of-time compilation only, and "auto" does not choose them."""
+"""Whether `make gpu-check` has passed on a GPU, with its report under bench/reports/. Until then the Triton
+kernels are proven by the interpreter and ahead-of-time compilation only, and "auto" does not choose them."""
 
 
 def moe_backend_status(dim: int = 16, hidden_dim: int = 16) -> list[BackendStatus]:

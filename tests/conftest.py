@@ -18,12 +18,12 @@ def _deterministic() -> None:
 @pytest.fixture(autouse=True)
 def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uninitialised floating memory holds NaN, so that reading a row nobody wrote shows."""
-    for name in ("empty", "empty_like"):
-        original = getattr(torch, name)
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        original = getattr(owner, name)
 
         def poisoned(*args: object, _original: object = original, **kwargs: object) -> torch.Tensor:
             tensor = _original(*args, **kwargs)  # type: ignore[operator]
             is_plain = tensor.device.type == "cpu" and tensor.is_floating_point()
             return tensor.fill_(float("nan")) if is_plain else tensor
 
-        monkeypatch.setattr(torch, name, poisoned)
+        monkeypatch.setattr(owner, name, poisoned)

@@ -1,11 +1,11 @@
-"""The experts' feed-forward networks over routed tokens, as one differentiable operation with several backends.
+"""The experts' feed-forward networks over routed tokens, as one differentiable operation, several backends.
 
     y[t] = sum_k gate[t, k] * (act(x[t] w1_e^T + b1_e) w2_e^T + b2_e),   e the k-th expert of token t
 
-`reference` (moe/sorted_loop.py) and `triton` (kernels/) are one custom op, `crossearth_sar::moe_ffn`: opaque to
-torch.compile, so it compiles fullgraph, and with a backward of its own that saves the tokens and the
-pre-activation and recomputes the activation: (D + F) numbers a token. `grouped_mm` and `megablocks` are made of
-torch's own operations and leave the backward to autograd.
+`reference` (moe/sorted_loop.py) and `triton` (kernels/) are one custom op, `crossearth_sar::moe_ffn`: opaque
+to torch.compile, so it compiles fullgraph, and with a backward of its own that saves the tokens and the
+pre-activation and recomputes the activation: (D + F) numbers a token. `grouped_mm` and `megablocks` are made
+of torch's own operations and leave the backward to autograd.
 
 T tokens, N routed rows, A = T*K assignments, D dim, F hidden, E experts, K top-k.
 """

@@ -1,4 +1,4 @@
-"""The backend "grouped_mm": torch.nn.functional.grouped_mm between torch's own gather, activation and scatter.
+"""The backend "grouped_mm": torch.nn.functional.grouped_mm between torch's own gather and scatter.
 
 A peer to compare with, and the form to take where Triton is missing on a GPU. No host synchronisation. It has
 no biases of its own, so each is added as a row per token; nothing is fused.

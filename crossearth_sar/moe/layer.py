@@ -28,8 +28,8 @@ class PhysicsGuidedMoE(nn.Module):
         num_descriptors: P, standardised numbers per image that the router sees; 0 for none.
         gate: "normalized" (eq. 9) | "straight_through" | "probability", see PhysicsGuidedRouter.
         activation: "gelu" | "gelu_tanh" | "relu".
-        backend: "auto" | "reference" | "triton" | "megablocks" | "grouped_mm", resolved here, once; "auto" takes the best
-            that works for tokens on a GPU, and the reference for tokens on a CPU.
+        backend: "auto" | "reference" | "triton" | "megablocks" | "grouped_mm", resolved here, once.
+            "auto" takes the best that works for tokens on a GPU, and the reference for tokens on a CPU.
 
     Raises:
         InputError (a ValueError): for arguments out of range, or a backend that does not work here.

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 BLOCK_ROWS = 2048
-"""Rows of a block at most: enough for the GEMM to run at full speed, few enough for the buffers to stay warm."""
+"""Rows of a block at most: enough for the GEMM's full speed, few enough for the buffers to stay warm."""
+
+CACHE_BYTES = 2**19
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class _Block:
 
 def _blocks(offsets: Tensor) -> Iterator[_Block]:
     bounds = offsets.tolist()
-    for expert, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for expert, (start, end) in enumerate(pairwise(bounds)):
         for lo in range(start, end, BLOCK_ROWS):
             yield _Block(expert, lo, min(lo + BLOCK_ROWS, end), lo == start)
 
@@ -51,7 +54,7 @@ def forward(
     activation: str,
     save_pre: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(T, D) -> the gated experts' outputs (T, D), and the pre-activation (N, F) for the backward or (0, F)."""
+    """(T, D) -> the gated outputs (T, D), and the pre-activation (N, F) for the backward, or (0, F)."""
     rows = x_TD.shape[0] * top_k
     hidden_dim, dim = w1_EFD.shape[1:]
     blocks = list(_blocks(offsets))
@@ -65,8 +68,10 @@ def forward(
         x_MD = _gathered(x_TD, source_row, block, top_k, x_buffer)
         # mm and a bias in place: addmm would write the bias to memory first, for the GEMM to read again.
         pre_MF = pre_NF[block.lo : block.hi] if save_pre else act_buffer[:size]
-        torch.mm(x_MD, w1_EFD[e].t(), out=pre_MF).add_(b1_EF[e])
-        act_MF = _activate(pre_MF, activation, out=act_buffer[:size])
+        torch.mm(x_MD, w1_EFD[e].t(), out=pre_MF)
+        act_MF = act_buffer[:size]
+        for rows in _in_cache(pre_MF):
+            _activate(pre_MF[rows].add_(b1_EF[e]), activation, out=act_MF[rows])
         in_place = source_row is None
         out_MD = y_AD[block.lo : block.hi] if in_place else out_buffer[:size]
         torch.mm(act_MF, w2_EDF[e].t(), out=out_MD).add_(b2_ED[e])
@@ -125,11 +130,12 @@ def backward(
 
 
 class _WeightGradients:
-    """dw1, db1, dw2, db2: an expert's first block writes, later ones add, an expert without rows has zeros."""
+    """dw1, db1, dw2, db2: an expert's first block writes, later ones add; without rows all are zero."""
 
     def __init__(self, w1_EFD: Tensor, w2_EDF: Tensor, blocks: list[_Block]) -> None:
         self.dw1, self.dw2 = torch.empty_like(w1_EFD), torch.empty_like(w2_EDF)
         self.db1, self.db2 = w1_EFD.new_empty(w1_EFD.shape[:2]), w2_EDF.new_empty(w2_EDF.shape[:2])
+        self._ones = w1_EFD.new_ones(max((block.hi - block.lo for block in blocks), default=0))
         for expert in set(range(w1_EFD.shape[0])) - {block.expert for block in blocks}:
             for gradient in self.tensors():
                 gradient[expert].zero_()
@@ -139,14 +145,18 @@ class _WeightGradients:
         # beta = 0 ignores what is there, NaN included
         torch.addmm(self.dw1[e], dpre_MF.t(), x_MD, beta=beta, out=self.dw1[e])
         torch.addmm(self.dw2[e], dy_MD.t(), act_MF, beta=beta, out=self.dw2[e])
-        for gradient, rows in ((self.db1[e], dpre_MF), (self.db2[e], dy_MD)):
-            if block.first:
-                torch.sum(rows, 0, out=gradient)
-            else:
-                gradient += rows.sum(0)
+        ones_M = self._ones[: block.hi - block.lo]  # a product reads the rows once; a sum over rows is slower
+        torch.addmv(self.db1[e], dpre_MF.t(), ones_M, beta=beta, out=self.db1[e])
+        torch.addmv(self.db2[e], dy_MD.t(), ones_M, beta=beta, out=self.db2[e])
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.dw1, self.db1, self.dw2, self.db2
+
+
+def _in_cache(rows_MF: Tensor) -> Iterator[slice]:
+    """Slices of rows that fit a core's cache, for two elementwise steps in a row."""
+    step = max(1, CACHE_BYTES // (rows_MF.shape[1] * rows_MF.element_size()))
+    return (slice(lo, lo + step) for lo in range(0, rows_MF.shape[0], step))
 
 
 def _gathered(x_TD: Tensor, source_row: Tensor | None, block: _Block, top_k: int, buffer: Tensor) -> Tensor:

@@ -1,0 +1,231 @@
+"""The experts' operation: values and gradients against float64, and its manners under torch's tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossearth_sar import PhysicsGuidedMoE
+from crossearth_sar.errors import InputError
+from crossearth_sar.moe import sorted_loop
+from crossearth_sar.moe.dispatch import DispatchPlan, make_dispatch_plan
+from crossearth_sar.moe.grouped_gemm import ACTIVATIONS, grouped_ffn, moe_ffn
+
+DIM, HIDDEN = 16, 48
+NAMES = ("x", "gate", "w1", "b1", "w2", "b2")
+
+
+def case(
+    tokens: int,
+    experts: int = 5,
+    top_k: int = 1,
+    *,
+    only: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[list[Tensor], Tensor]:
+    """[x, gate, w1, b1, w2, b2] and (1, T, K) choices; `only` sends all first choices to one expert."""
+    shapes = [(tokens, DIM), (tokens * top_k,), (experts, HIDDEN, DIM), (experts, HIDDEN)]
+    shapes += [(experts, DIM, HIDDEN), (experts, DIM)]
+    tensors = [(torch.randn(shape, dtype=torch.float64) * 0.5).to(dtype) for shape in shapes]
+    index = torch.rand(tokens, experts).argsort(-1)[:, :top_k]
+    if only is not None:
+        index[:, 0] = only
+    return tensors, index[None]
+
+
+def plain(tensors: list[Tensor], index: Tensor, activation: str) -> Tensor:
+    """The definition, expert by expert with a mask, differentiable by torch itself."""
+    x, gate, w1, b1, w2, b2 = tensors
+    y = torch.zeros_like(x)
+    for k in range(index.shape[-1]):
+        for e in range(w1.shape[0]):
+            out = F.linear(ACTIVATIONS[activation](F.linear(x, w1[e], b1[e])), w2[e], b2[e])
+            y = y + torch.where(
+                index[0, :, k, None] == e, gate.view(-1, index.shape[-1])[:, k, None] * out, 0
+            )
+    return y
+
+
+def results(function: Callable[..., Tensor], tensors: list[Tensor], dy: Tensor) -> list[Tensor]:
+    """Output and gradients of all tensors."""
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    y = function(leaves)
+    y.backward(dy.to(y.dtype))
+    return [y.detach(), *(leaf.grad for leaf in leaves)]  # type: ignore[list-item]
+
+
+def ours(index: Tensor, activation: str, backend: str = "reference") -> Callable[[list[Tensor]], Tensor]:
+    def run(tensors: list[Tensor]) -> Tensor:
+        x, gate, *weights = tensors
+        plan = make_dispatch_plan(index, weights[0].shape[0], backend)
+        return grouped_ffn(x, gate, plan, *weights, activation)  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.mark.parametrize("backend", ["reference", "grouped_mm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("tokens", "top_k", "only"), [(0, 1, None), (1, 2, None), (67, 1, None), (67, 3, None), (40, 1, 2)]
+)
+def test_error_is_at_most_twice_that_of_torch(
+    tokens: int,
+    top_k: int,
+    only: int | None,
+    dtype: torch.dtype,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sorted_loop, "BLOCK_ROWS", 16)  # several blocks per expert
+    monkeypatch.setattr(sorted_loop, "CACHE_BYTES", 7 * HIDDEN * 4)
+    for activation in ACTIVATIONS:
+        if activation == "relu" and dtype == torch.bfloat16:
+            continue  # its derivative jumps: rounding near 0 flips it, for torch as for us
+        tensors, index = case(tokens, top_k=top_k, only=only, dtype=dtype)
+        dy = torch.randn(tokens, DIM)
+        exact = results(lambda t, a=activation, i=index: plain(t, i, a), [t.double() for t in tensors], dy)
+        torchs = results(lambda t, a=activation, i=index: plain(t, i, a), tensors, dy)
+        got = results(ours(index, activation, backend), tensors, dy)
+        for name, one, other, truth in zip(("y", *NAMES), got, torchs, exact, strict=True):
+            assert one.shape == truth.shape, name
+            floor = 4 * torch.finfo(dtype).eps * (float(truth.abs().max()) if truth.numel() else 0.0)
+            error, allowed = (
+                float((v.double() - truth).abs().max()) if v.numel() else 0.0 for v in (one, other)
+            )
+            assert error <= 2 * allowed + floor, f"{name}, {activation}: {error} against {allowed}"
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_gradcheck(top_k: int, activation: str) -> None:
+    tensors, index = case(7, experts=3, top_k=top_k, dtype=torch.float64)
+    tensors = [t[..., :4].contiguous() if t.ndim == 2 and t.shape[-1] == DIM else t for t in tensors]
+    tensors[2], tensors[4] = tensors[2][..., :4].contiguous(), tensors[4][:, :4].contiguous()
+    leaves = [t.requires_grad_() for t in tensors]
+    assert torch.autograd.gradcheck(lambda *t: ours(index, activation)(list(t)), leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_opcheck(gated: bool, grouped: bool) -> None:
+    (x, gate, *weights), index = case(9)
+    plan = make_dispatch_plan(index, 5)
+    leaves = [t.requires_grad_() for t in (x, *weights)]
+    arguments = (
+        leaves[0], gate.requires_grad_() if gated else None,
+        None if grouped else plan.source_row, plan.offsets,
+        *leaves[1:], 1, "gelu", "reference", True,
+    )  # fmt: skip
+    torch.library.opcheck(moe_ffn, arguments)
+
+
+def test_rows_already_grouped() -> None:
+    (x, gate, *weights), index = case(33)
+    plan = make_dispatch_plan(index, 5)
+    assert plan.source_row is not None
+    expected = grouped_ffn(x, gate, plan, *weights, "gelu")
+    there = DispatchPlan(None, plan.offsets, 1)
+    got = grouped_ffn(x[plan.source_row], gate[plan.source_row], there, *weights, "gelu")
+    torch.testing.assert_close(got, expected[plan.source_row], rtol=0, atol=0)
+
+
+def test_the_gate_that_is_one_may_be_left_out() -> None:
+    (x, _, *weights), index = case(33)
+    plan = make_dispatch_plan(index, 5)
+    one = grouped_ffn(x, torch.ones(33), plan, *weights, "gelu")
+    assert torch.equal(one, grouped_ffn(x, None, plan, *weights, "gelu"))
+
+
+def test_saves_tokens_and_pre_activation_only() -> None:
+    """At most (D + F) numbers a token and indices: 10 * T * D bytes in 16 bits at F = 4 D."""
+    tokens, dim = 64, 32
+    layer = PhysicsGuidedMoE(dim)
+    x = torch.randn(1, tokens, dim, requires_grad=True)
+    plan = make_dispatch_plan(torch.randint(0, 6, (1, tokens, 1)), 6)
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        layer.experts(x[0], None, plan)
+    for parameter in layer.parameters():
+        saved.pop(parameter.untyped_storage().data_ptr(), None)
+    indices = tokens * 8 + plan.offsets.numel() * 4
+    assert sum(saved.values()) == tokens * (dim + 4 * dim) * 4 + indices
+
+
+def test_inference_keeps_no_pre_activation() -> None:
+    (x, gate, *weights), index = case(8)
+    plan = make_dispatch_plan(index, 5)
+    y, pre = moe_ffn(x, gate, plan.source_row, plan.offsets, *weights, 1, "gelu", "reference", False)
+    assert pre.shape == (0, HIDDEN)
+    assert y.shape == x.shape
+
+
+def test_frozen_experts_cost_no_weight_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("weight gradients were computed")
+
+    monkeypatch.setattr(sorted_loop, "_WeightGradients", fail)
+    layer = PhysicsGuidedMoE(DIM, HIDDEN).requires_grad_(False)
+    x = torch.randn(2, 9, DIM, requires_grad=True)
+    layer(x)[0].sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad.any())
+
+
+def test_compiles_fullgraph_and_agrees() -> None:
+    layer = PhysicsGuidedMoE(DIM, HIDDEN, gate="probability")
+    x, d = torch.randn(2, 9, DIM), torch.randn(2, 3)
+    compiled = torch.compile(lambda x, d: layer(x, d)[0], fullgraph=True, backend="aot_eager")
+    expected = layer(x, d)[0]
+    torch.testing.assert_close(compiled(x, d), expected)
+    compiled(x, d).square().sum().backward()
+    got = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
+    layer.zero_grad()
+    layer(x, d)[0].square().sum().backward()
+    for one, parameter in zip(got, layer.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad)
+
+
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
+    layer, x = PhysicsGuidedMoE(DIM, HIDDEN, gate="probability"), torch.randn(2, 9, DIM)
+    gradients = []
+    for checkpointed in (False, True):
+        layer.zero_grad()
+        run = lambda x: layer(x)[0]  # noqa: E731
+        y = torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False) if checkpointed else run(x)
+        y.square().sum().backward()
+        gradients.append([p.grad.clone() for p in layer.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_autocast_runs_the_experts_in_its_dtype_and_routes_in_float32() -> None:
+    layer, x = PhysicsGuidedMoE(DIM, HIDDEN), torch.randn(2, 9, DIM)
+    exact, routing = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, same = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(same.expert_index, routing.expert_index)
+    torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=2e-3)
+
+
+def test_a_second_derivative_is_refused_not_wrong() -> None:
+    (x, gate, *weights), index = case(5)
+    x.requires_grad_()
+    y = grouped_ffn(x, gate, make_dispatch_plan(index, 5), *weights, "gelu")
+    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        dx.sum().backward()
+
+
+def test_grouped_mm_names_the_dtypes_it_knows() -> None:
+    with pytest.raises(InputError, match="float64"):
+        PhysicsGuidedMoE(16, backend="grouped_mm").double()(torch.randn(1, 3, 16, dtype=torch.float64))
