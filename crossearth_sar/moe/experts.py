@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from crossearth_sar.config import require
+from crossearth_sar.moe.activations import ACTIVATIONS
 from crossearth_sar.moe.dispatch import DispatchPlan
-from crossearth_sar.moe.grouped_gemm import ACTIVATIONS, grouped_ffn
+from crossearth_sar.moe.grouped_gemm import grouped_ffn
 
 
 class StackedExperts(nn.Module):

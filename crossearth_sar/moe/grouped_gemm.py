@@ -16,17 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from crossearth_sar.moe import sorted_loop
 from crossearth_sar.moe.dispatch import DispatchPlan
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
+from crossearth_sar.moe.grouped_mm import grouped_mm_ffn
+from crossearth_sar.moe.megablocks import megablocks_ffn
+from crossearth_sar.moe.sorted_loop import backward as loop_backward
+from crossearth_sar.moe.sorted_loop import forward as loop_forward
 
 
 def grouped_ffn(
@@ -94,7 +90,7 @@ def moe_ffn(
         y = grouped_down(act, source_row, offsets, w2, b2, gate, top_k=top_k)
         return y, act.new_empty(0, w1.shape[1]) if pre is None else pre
     assert backend == "reference", backend
-    return sorted_loop.forward(
+    return loop_forward(
         x.contiguous(), gate, source_row, offsets, w1, b1, w2, b2, top_k, activation, save_pre
     )
 
@@ -141,9 +137,7 @@ def moe_ffn_backward(
             dy, x, pre, gate, source_row, offsets, w1, w2, b2, top_k, activation, want_weights
         )
     assert backend == "reference", backend
-    return sorted_loop.backward(
-        dy, x, pre, gate, source_row, offsets, w1, w2, b2, top_k, activation, want_weights
-    )
+    return loop_backward(dy, x, pre, gate, source_row, offsets, w1, w2, b2, top_k, activation, want_weights)
 
 
 @moe_ffn_backward.register_fake
@@ -185,22 +179,23 @@ def _triton_backward(
     activation: str,
     want_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from crossearth_sar.kernels import grouped_backward as kernels
+    from crossearth_sar.kernels.grouped_dgrad import grouped_down_dgrad, grouped_up_dgrad
+    from crossearth_sar.kernels.grouped_wgrad import grouped_wgrad
 
-    dpre, act, dgate = kernels.grouped_down_dgrad(
+    dpre, act, dgate = grouped_down_dgrad(
         dy, source_row, offsets, w2, b2, gate, pre,
         top_k=top_k, activation=activation, want_gate_grad=gate is not None,
     )  # fmt: skip
-    dx = kernels.grouped_up_dgrad(dpre, source_row, offsets, w1, top_k=top_k)
+    dx = grouped_up_dgrad(dpre, source_row, offsets, w1, top_k=top_k)
     dgate = x.new_empty(0) if dgate is None else dgate
     if not want_weights:
         return (dx, dgate, *(x.new_empty(0) for _ in range(4)))  # type: ignore[return-value]
     routed: dict[str, Any] = {"num_experts": w1.shape[0], "top_k": top_k}
     gathers = source_row is not None
-    dw1, db1 = kernels.grouped_wgrad(
+    dw1, db1 = grouped_wgrad(
         dpre, x, source_row, offsets, gather="right" if gathers else None, gate=None, **routed
     )
-    dw2, db2 = kernels.grouped_wgrad(
+    dw2, db2 = grouped_wgrad(
         dy, act, source_row, offsets, gather="left" if gathers else None, gate=gate, **routed
     )
     return dx, dgate, dw1, db1, dw2, db2
@@ -229,16 +224,7 @@ def _backward(ctx: Any, dy: Tensor | None, _dpre: Tensor | None) -> tuple[Tensor
 moe_ffn.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _grouped_mm(*arguments: Any) -> Tensor:
-    from crossearth_sar.moe.grouped_mm import grouped_mm_ffn
-
-    return grouped_mm_ffn(*arguments)
-
-
-def _megablocks(*arguments: Any) -> Tensor:
-    from crossearth_sar.moe.megablocks import megablocks_ffn
-
-    return megablocks_ffn(*arguments)
-
-
-_COMPOSITES: dict[str, Callable[..., Tensor]] = {"grouped_mm": _grouped_mm, "megablocks": _megablocks}
+_COMPOSITES: dict[str, Callable[..., Tensor]] = {
+    "grouped_mm": grouped_mm_ffn,
+    "megablocks": megablocks_ffn,
+}

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossearth_sar.errors import InputError
+from crossearth_sar.moe.activations import ACTIVATIONS
 from crossearth_sar.moe.dispatch import DispatchPlan, combine_rows, gather_rows
 
 GROUPED_MM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,8 +34,6 @@ def grouped_mm_ffn(
     Raises:
         InputError: for a dtype grouped_mm does not know.
     """
-    from crossearth_sar.moe.grouped_gemm import ACTIVATIONS
-
     if x_TD.dtype not in GROUPED_MM_DTYPES:
         raise InputError(
             "grouped_mm does not know this dtype",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from crossearth_sar.errors import InputError
+from crossearth_sar.moe.activations import ACTIVATIONS
 from crossearth_sar.moe.dispatch import DispatchPlan, combine_rows, gather_rows
 from crossearth_sar.moe.grouped_mm import expert_of_row
 
@@ -33,8 +34,6 @@ def megablocks_ffn(
     Raises:
         InputError: for another dtype than bfloat16.
     """
-    from crossearth_sar.moe.grouped_gemm import ACTIVATIONS
-
     if x_TD.dtype != torch.bfloat16:
         raise InputError(
             "MegaBlocks' grouped GEMM does not know this dtype",

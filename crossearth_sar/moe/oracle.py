@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crossearth_sar.moe.grouped_gemm import ACTIVATIONS
+from crossearth_sar.moe.activations import ACTIVATIONS
 from crossearth_sar.moe.layer import PhysicsGuidedMoE
 
 

@@ -70,8 +70,8 @@ def forward(
         pre_MF = pre_NF[block.lo : block.hi] if save_pre else act_buffer[:size]
         torch.mm(x_MD, w1_EFD[e].t(), out=pre_MF)
         act_MF = act_buffer[:size]
-        for rows in _in_cache(pre_MF):
-            _activate(pre_MF[rows].add_(b1_EF[e]), activation, out=act_MF[rows])
+        for part in _in_cache(pre_MF):
+            _activate(pre_MF[part].add_(b1_EF[e]), activation, out=act_MF[part])
         in_place = source_row is None
         out_MD = y_AD[block.lo : block.hi] if in_place else out_buffer[:size]
         torch.mm(act_MF, w2_EDF[e].t(), out=out_MD).add_(b2_ED[e])

@@ -12,8 +12,9 @@ from torch import Tensor
 from crossearth_sar import PhysicsGuidedMoE
 from crossearth_sar.errors import InputError
 from crossearth_sar.moe import sorted_loop
+from crossearth_sar.moe.activations import ACTIVATIONS
 from crossearth_sar.moe.dispatch import DispatchPlan, make_dispatch_plan
-from crossearth_sar.moe.grouped_gemm import ACTIVATIONS, grouped_ffn, moe_ffn
+from crossearth_sar.moe.grouped_gemm import grouped_ffn, moe_ffn
 
 DIM, HIDDEN = 16, 48
 NAMES = ("x", "gate", "w1", "b1", "w2", "b2")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from crossearth_sar import CrossEarthSAR, PhysicsGuidedMoE, build_model
+from crossearth_sar import CrossEarthSAR, InputError, PhysicsGuidedMoE, build_model
 from crossearth_sar.moe import upcycle_state_dict
 from crossearth_sar.vit import VisionTransformer, ViTConfig
 
@@ -114,3 +114,52 @@ def test_the_whole_model_upcycled(gate: str, top_k: int) -> None:
     assert expected.routing == ()
     torch.testing.assert_close(got.decoder.class_logits, expected.decoder.class_logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(got.decoder.mask_logits, expected.decoder.mask_logits, rtol=0, atol=1e-5)
+
+
+# --- noise ------------------------------------------------------------------------------------------------
+
+FFN = {
+    "blocks.0.mlp.fc1.weight": torch.linspace(-3, 3, 64 * 48).view(64, 48),
+    "blocks.0.mlp.fc2.weight": torch.linspace(0, 0.01, 48 * 64).view(48, 64),
+    "blocks.0.mlp.fc1.bias": torch.full((64,), 0.5),
+    "blocks.0.norm2.weight": torch.linspace(0, 1, 48),
+}
+
+
+def test_noise_is_relative_to_each_tensor_and_parts_the_experts() -> None:
+    sparse = upcycle_state_dict(FFN, 6, expert_noise=0.1, seed=3)
+    for dense_name, name in (("fc1.weight", "w1"), ("fc2.weight", "w2")):
+        dense, stacked = FFN[f"blocks.0.mlp.{dense_name}"], sparse[f"blocks.0.mlp.experts.{name}"]
+        noise = (stacked - dense) / dense.std()
+        assert float(noise.std()) == pytest.approx(0.1, rel=0.05)
+        assert float(noise.mean()) == pytest.approx(0, abs=0.005)
+        correlation = torch.corrcoef(noise.flatten(1)).fill_diagonal_(0)
+        assert float(correlation.abs().max()) < 0.1, "experts part independently"
+    constant = sparse["blocks.0.mlp.experts.b1"]
+    assert torch.equal(constant, FFN["blocks.0.mlp.fc1.bias"].expand(6, -1)), "no spread, no noise"
+    assert sparse["blocks.0.norm2.weight"] is FFN["blocks.0.norm2.weight"]
+
+
+def test_noise_depends_on_seed_and_name_alone() -> None:
+    name, key = "blocks.0.mlp.fc2.weight", "blocks.0.mlp.experts.w2"
+    whole = upcycle_state_dict(FFN, 2, expert_noise=0.1, seed=3)
+    torch.manual_seed(99)
+    alone = upcycle_state_dict({name: FFN[name]}, 2, expert_noise=0.1, seed=3)
+    assert torch.equal(alone[key], whole[key])
+    assert not torch.equal(upcycle_state_dict(FFN, 2, expert_noise=0.1, seed=4)[key], whole[key])
+    other = upcycle_state_dict({name.replace("0", "1", 1): FFN[name]}, 2, expert_noise=0.1, seed=3)
+    assert not torch.equal(other[key.replace("0", "1", 1)], whole[key])
+
+
+def test_no_noise_is_exact_and_half_precision_keeps_its_dtype() -> None:
+    state = {key: value.half() for key, value in FFN.items()}
+    exact = upcycle_state_dict(state, 3, expert_noise=0.0)["blocks.0.mlp.experts.w1"]
+    assert all(torch.equal(expert, state["blocks.0.mlp.fc1.weight"]) for expert in exact)
+    noisy = upcycle_state_dict(state, 3, expert_noise=0.05)["blocks.0.mlp.experts.w1"]
+    assert noisy.dtype == torch.float16
+    assert not torch.equal(noisy[0], noisy[1])
+
+
+def test_negative_noise_is_refused() -> None:
+    with pytest.raises(InputError, match="expert_noise"):
+        upcycle_state_dict(FFN, 2, expert_noise=-0.1)
