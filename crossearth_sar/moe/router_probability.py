@@ -20,7 +20,7 @@ def fused_router_probability(x_BTD: Tensor, weight_ED: Tensor, image_bias_BE: Te
     probability = router_probability_op(
         x_BTD.flatten(0, 1), weight_ED.contiguous(), image_bias_BE.contiguous(), tokens
     )
-    return probability.view(batch, tokens, -1)
+    return probability.view(batch, tokens, weight_ED.shape[0])
 
 
 @torch.library.custom_op("crossearth_sar::router_probability", mutates_args=())
@@ -50,7 +50,7 @@ def _backward(ctx: Any, dprobability_TE: Tensor) -> tuple[Tensor | None, ...]:
     narrow_TE = dlogits_TE.to(x.dtype)
     dx = narrow_TE @ weight.to(x.dtype) if ctx.needs_input_grad[0] else None
     dweight = (narrow_TE.t() @ x).float() if ctx.needs_input_grad[1] else None
-    dimage_bias = dlogits_TE.view(ctx.images, ctx.tokens_per_image, -1).sum(1)
+    dimage_bias = dlogits_TE.view(ctx.images, ctx.tokens_per_image, weight.shape[0]).sum(1)
     return dx, dweight, dimage_bias, None
 
 
