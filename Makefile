@@ -2,10 +2,13 @@
 #
 #   make cpt     pre-train the tiny model on simulated SAR and end with numbers and pictures in runs/cpt
 #   make test    lint, types, tests
+#   make bench   the MoE layer, its kernels and the model side by side with their peers; reports in runs/bench
+#   make gpu-check   on a machine with a GPU: tests, sanitizer, benchmarks and profile in nine minutes
 #   make venv    only the environment
 #
 # A stopped make cpt goes on where it was; remove runs/cpt to start anew. ARGS takes what train/cpt.py does:
-# make cpt ARGS="--set steps=100 output=runs/short".
+# make cpt ARGS="--set steps=100 output=runs/short". OUT says where bench and gpu-check write. GPU_PYTHON=python3
+# runs gpu-check under an interpreter as it is, without an environment; PACK=1 makes its report few files.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One rank per GPU; two on a machine without one, so that expert parallelism is at work there too.
 RANKS ?= $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_count() or 2)')
 
-.PHONY: venv cpt test
+.PHONY: venv cpt test bench gpu-check
 
 venv: $(VENV)/.installed
 
@@ -39,3 +42,16 @@ test: venv
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+BENCH_OUT = $(or $(OUT),runs/bench)
+
+bench: venv
+	$(BIN)/python bench/bench_moe_layer.py --out "$(BENCH_OUT)/moe-layer"
+	$(BIN)/python bench/roofline.py "$(BENCH_OUT)/moe-layer" --contenders ours dense
+	$(BIN)/python bench/bench_grouped_gemm.py --out "$(BENCH_OUT)/grouped-gemm"
+	$(BIN)/python bench/bench_model.py --out "$(BENCH_OUT)/model"
+	$(BIN)/python bench/profile_layer.py --out "$(BENCH_OUT)/profile"
+
+gpu-check: $(if $(GPU_PYTHON),,venv)
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(GPU_PYTHON),$(BIN)/python) bench/gpu_check.py \
+		$(if $(OUT),--out "$(OUT)") $(if $(PACK),--pack)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import harness  # bench/ is on the path, see pyproject.toml
@@ -57,6 +59,24 @@ def test_table_of_an_index(tmp_path: Path) -> None:
 def test_no_ratio_for_what_disagrees() -> None:
     with pytest.raises(harness.DisagreementError, match="no ratio"):
         harness.require_agreement("theirs", torch.ones(3), torch.zeros(3), rtol=1e-5, atol=1e-5)
+
+
+def test_a_budget_ends_the_rounds() -> None:
+    timings = harness.time_interleaved({"a": lambda: time.sleep(0.01)}, rounds=1000, warm_up=0, budget_s=0.05)
+    assert harness.MIN_ROUNDS <= timings["a"].rounds < 20
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "error"),
+    [
+        (torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]), 0.5 / math.hypot(3, 4.5)),
+        (torch.tensor([1.0, math.nan]), torch.ones(2), math.inf),
+        (torch.ones(3), torch.ones(2), math.inf),
+        (torch.zeros(2), torch.zeros(2), 0.0),
+    ],
+)
+def test_relative_error(got: torch.Tensor, expected: torch.Tensor, error: float) -> None:
+    assert harness.relative_error(got, expected) == pytest.approx(error)
 
 
 def test_contenders_take_turns() -> None:
