@@ -96,7 +96,7 @@ extension = Pybind11Extension(
 
 setup(
     packages=[*find_packages(include=["crossearth_sar", "crossearth_sar.*"]), "crossearth_sar.kernels"],
-    package_data={"crossearth_sar": ["py.typed"]},
+    package_data={"crossearth_sar": ["py.typed"], "crossearth_sar.evaluation": ["*.csv"]},
     ext_modules=[] if CHOICE == "none" else [extension],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -1,0 +1,200 @@
+"""Scores of a model on the 22 benchmarks, beside the paper's.
+
+    python train/evaluate.py --list                                  the rows, and where their data belong
+    python train/evaluate.py --data-root /data --benchmark N2S K2C --model runs/finetune-{benchmark}/model
+    python train/evaluate.py --data-root /data --all --model runs/finetune-{benchmark}/model
+    python train/evaluate.py --data-root /data --all --adapter mypackage.mymodel:build --name mymodel
+
+--model is a folder that save_model, finetune.py or cpt.py wrote; {benchmark} in it stands for the row's name
+as part of a file name (C(r)2R is C-r-2R). --adapter names a function of any other model: called with
+num_classes= and device=, it returns a callable from a (B, C, H, W) image in linear amplitude to logits of
+shape (B, num_classes, h, w). --all leaves out rows whose data are not there, and says so.
+
+Writes results.json, results.csv, results.md, confusion-*.csv, pictures and report.html into --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from crossearth_sar.config import read_yaml
+from crossearth_sar.data.specs import BENCHMARK_DATASETS
+from crossearth_sar.engine.provenance import provenance
+from crossearth_sar.errors import InputError
+from crossearth_sar.evaluation.figures import expert_share_figure, prediction_figure
+from crossearth_sar.evaluation.figures.radar import radar_figure
+from crossearth_sar.evaluation.protocol import (
+    BenchmarkDomain,
+    BenchmarkScore,
+    Predictor,
+    ProtocolConfig,
+    absent_rows,
+    as_predictor,
+    load_adapter,
+    open_target,
+    run_benchmark,
+    slide_predictor,
+)
+from crossearth_sar.evaluation.registry import BENCHMARKS, Benchmark, benchmark, paper_methods
+from crossearth_sar.evaluation.report import write_html, write_tables
+from crossearth_sar.model import CrossEarthSAR, load_model
+
+RADAR_REFERENCES = ("DINOv2", "CrossEarth-SAR-L")
+"""Methods of the paper drawn into the radar chart."""
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        if arguments.list:
+            print_rows()
+            return 0
+        return run(arguments)
+    except InputError as error:
+        print(f"\nerror: {error}\n", file=sys.stderr)
+        return 2
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--list", action="store_true", help="print the 22 rows and end")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--benchmark", nargs="+", metavar="KEY", help="rows to run, by their names")
+    rows.add_argument("--all", action="store_true", help="all rows whose target data are there")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--model", metavar="FOLDER", help="a saved model of this package")
+    models.add_argument("--adapter", metavar="MODULE:FUNCTION", help="another model")
+    parser.add_argument("--data-root", default=".", metavar="FOLDER", help="holds the datasets' folders")
+    parser.add_argument(
+        "--data-file", metavar="YAML", help="dataset: {changes to its row}; docs/BENCHMARKS.md"
+    )
+    parser.add_argument("--splits", metavar="FOLDER", help="where splits are kept; default DATA_ROOT/splits")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits")
+    parser.add_argument("--normalize", choices=("domain", "image"), default="domain")
+    parser.add_argument("--max-images", type=int, metavar="N", help="score N evenly spaced images a row only")
+    parser.add_argument("--pictures", type=int, default=4, metavar="N", help="predictions shown a row")
+    parser.add_argument("--crop", type=int, default=512, help="window of an adapter's slide inference")
+    parser.add_argument("--stride", type=int, default=341, help="step of an adapter's slide inference")
+    parser.add_argument("--name", help="what to call the model in the tables")
+    parser.add_argument("--output", default="runs/evaluate", metavar="FOLDER")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+def print_rows() -> None:
+    for row in BENCHMARKS.values():
+        print(f"{row.key:8} {row.gap:26} {row.source!s:26} -> {row.target!s:26} {row.categories} classes")
+    for spec in BENCHMARK_DATASETS.values():
+        print(f"\n{spec.key}, from {spec.home}\n  {spec.folder}/")
+        print("\n".join(f"    {line}" for line in spec.tree))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = ProtocolConfig(
+        data_root=arguments.data_root,
+        splits=arguments.splits,
+        seed=arguments.seed,
+        datasets=read_yaml(arguments.data_file) if arguments.data_file else {},
+        normalize=arguments.normalize,
+    )
+    rows, absent = chosen_rows(arguments, config)
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    scores: list[BenchmarkScore] = []
+    pictures: dict[str, Path] = {}
+    for row in rows:
+        target = open_target(row, config)
+        model = open_model(arguments, row)
+        score = run_benchmark(row, model, target, max_images=arguments.max_images)
+        scores.append(score)
+        print(f"{row.key:8} mIoU {100 * score.miou:5.1f}  {score.images} images", flush=True)
+        pictures |= row_pictures(row, model, target, score, output, arguments.pictures)
+    name = arguments.name or (arguments.adapter or Path(arguments.model).parent.name or arguments.model)
+    if len(scores) >= 3:
+        pictures = {"All benchmarks": draw_radar(name, scores, output), **pictures}
+    about = provenance()
+    write_tables(output, name, scores, about=about, absent=absent)
+    page = write_html(output, name, scores, about=about, absent=absent, pictures=pictures)
+    print(f"\n{(output / 'results.md').read_text(encoding='utf-8')}\nAll of it: {page}")
+    return 0
+
+
+def chosen_rows(
+    arguments: argparse.Namespace, config: ProtocolConfig
+) -> tuple[list[Benchmark], dict[str, str]]:
+    if not arguments.benchmark and not arguments.all:
+        raise InputError("no benchmark is named", fix="give --benchmark N2S …, --all, or --list to see them")
+    if not arguments.model and not arguments.adapter:
+        raise InputError("no model is named", fix="give --model FOLDER or --adapter MODULE:FUNCTION")
+    if arguments.benchmark:
+        return [benchmark(key) for key in arguments.benchmark], {}
+    absent = absent_rows(BENCHMARKS, config)
+    present = [row for key, row in BENCHMARKS.items() if key not in absent]
+    if not present:
+        raise InputError(
+            "no benchmark's data are there",
+            got="; ".join(dict.fromkeys(absent.values())),
+            fix="give --data-root, or fetch a dataset: --list says where from",
+        )
+    return present, absent
+
+
+def open_model(arguments: argparse.Namespace, row: Benchmark) -> CrossEarthSAR | Predictor:
+    if arguments.model:
+        return load_model(arguments.model.replace("{benchmark}", row.slug), device=arguments.device)
+    sys.path.insert(0, str(Path.cwd()))
+    classes = len(row.classes.classes)
+    network = load_adapter(arguments.adapter)(num_classes=classes, device=arguments.device)
+    return slide_predictor(
+        network, classes, crop=arguments.crop, stride=arguments.stride, device=arguments.device
+    )
+
+
+def row_pictures(
+    row: Benchmark,
+    model: CrossEarthSAR | Predictor,
+    target: BenchmarkDomain,
+    score: BenchmarkScore,
+    output: Path,
+    count: int,
+) -> dict[str, Path]:
+    pictures: dict[str, Path] = {}
+    count = min(count, len(target))
+    if count:
+        predict = as_predictor(model)
+        samples = [target[i * len(target) // count] for i in range(count)]
+        caption = f"{row.key}: predictions on {row.target}"
+        pictures[caption] = prediction_figure(
+            samples,
+            [predict(sample).cpu() for sample in samples],
+            target.classes,
+            output / f"predictions-{row.slug}.png",
+            caption,
+        )
+    if score.expert_share_LE.numel():
+        caption = f"{row.key}: share of tokens per expert and layer"
+        pictures[caption] = expert_share_figure(
+            score.expert_share_LE, output / f"experts-{row.slug}.png", caption
+        )
+    return pictures
+
+
+def draw_radar(name: str, scores: list[BenchmarkScore], output: Path) -> Path:
+    table = {name: {score.row.key: 100 * score.miou for score in scores}}
+    references = {f"{m.name} (paper)": m.scores for m in paper_methods() if m.name in RADAR_REFERENCES}
+    spokes = [score.row.key for score in scores]
+    return radar_figure(
+        spokes, {**table, **references}, output / "radar.png", "mIoU (%)", reference=tuple(references)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
