@@ -22,9 +22,12 @@ from crossearth_sar.config import from_mapping, merge, to_mapping
 from crossearth_sar.decoder import DecoderOutput, Mask2FormerDecoder
 from crossearth_sar.descriptors import RunningStandardizer, sar_descriptors
 from crossearth_sar.errors import InputError
+from crossearth_sar.hub import HubFolder
 from crossearth_sar.moe import PhysicsGuidedMoE, RoutingInfo
+from crossearth_sar.peft import EarthAdapter
 from crossearth_sar.presets import DESCRIPTOR_ORDER, ModelConfig, MoEConfig, model_preset
-from crossearth_sar.vit import DenseFFN, VisionTransformer
+from crossearth_sar.pretrained import load_backbone
+from crossearth_sar.vit import DenseFFN, VisionTransformer, ViTOutput
 
 AMPLITUDE_FLOOR = 1e-10
 """-200 dB: where the logarithm of an amplitude of 0 is cut."""
@@ -52,7 +55,7 @@ class LossTerms:
     parts: Mapping[str, Tensor]
 
 
-class CrossEarthSAR(nn.Module):
+class CrossEarthSAR(nn.Module, HubFolder):
     """A SAR segmenter with physics-guided sparse experts.
 
     Images are linear amplitude, (B, C, H, W) with 1 to 3 bands. The descriptors are those of the first
@@ -65,6 +68,8 @@ class CrossEarthSAR(nn.Module):
         self.config = config
         make_ffn = partial(_sparse_ffn, config.moe) if config.moe else DenseFFN
         self.backbone = VisionTransformer(config.vit, make_ffn)
+        if config.adapter is not None:
+            self.backbone.adapter = EarthAdapter(config.vit.dim, config.vit.depth, config.adapter)
         self.decoder = Mask2FormerDecoder(
             config.decoder,
             in_channels=config.vit.dim,
@@ -87,11 +92,17 @@ class CrossEarthSAR(nn.Module):
             db_mean, db_std: (C,) or (B, C), statistics of 20 log10(amplitude) of the images' domain; not
                 given, each image's own are taken.
         """
-        routed = self._descriptors(image_BCHW)
-        pixels = network_input(image_BCHW, db_mean, db_std).to(self.backbone.cls_token.dtype)
-        features = self.backbone(pixels, routed)
+        features = self.features(image_BCHW, db_mean, db_std)
         routing = tuple(r for r in features.routing if r is not None)
         return ModelOutput(self.decoder(features.feature_maps), routing)
+
+    def features(
+        self, image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None
+    ) -> ViTOutput:
+        """What the decoder is given; arguments as in `forward`."""
+        routed = self._descriptors(image_BCHW)
+        pixels = network_input(image_BCHW, db_mean, db_std).to(self.backbone.cls_token.dtype)
+        return self.backbone(pixels, routed)
 
     def loss(self, output: ModelOutput, mask_BHW: Tensor) -> LossTerms:
         """L = L_seg + L_BC, the latter summed over layers (METHOD sec. 2); mask 0..K-1 or 255."""
@@ -133,6 +144,13 @@ class CrossEarthSAR(nn.Module):
             return self._slide(image_BCHW, db_mean, db_std, on_window).argmax(1)
         finally:
             self.train(was_training)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_model(self, save_directory)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, device: str | torch.device) -> CrossEarthSAR:
+        return load_model(folder, device=device)
 
     def _slide(
         self,
@@ -200,20 +218,32 @@ def sliding_windows(height: int, width: int, crop: int, stride: int) -> Iterator
 
 
 def build_model(
-    name: str, num_classes: int, *, changes: Mapping[str, Any] | None = None, sparse: bool = True
+    name: str,
+    num_classes: int,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    sparse: bool = True,
+    weights: str | Path | None = None,
+    expert_noise: float = 0.0,
 ) -> CrossEarthSAR:
-    """A fresh model: `build_model("crossearth_sar_s", 7, changes={"moe": {"top_k": 2}})`.
+    """A fresh model: `build_model("crossearth_sar_s", 7, weights="dinov2_vits14_pretrain.pth")`.
 
     Args:
         name: crossearth_sar_tiny | _s | _b | _l.
         changes: nested keys of ModelConfig to set on top of the preset.
         sparse: False gives the dense DINOv2 baseline of the same shape.
+        weights: of the backbone, see `pretrained.load_backbone`: DINOv2's official file, a folder of
+            transformers, or a folder that save_model wrote. Nothing is downloaded.
+        expert_noise: see `moe.upcycle_state_dict`; for dense weights in a sparse model.
 
     Raises:
-        InputError: for an unknown name or key, or a value out of range.
+        InputError: for an unknown name or key, a value out of range, or weights that do not fit.
     """
     config = merge(model_preset(name, num_classes), changes or {})
-    return CrossEarthSAR(config if sparse else merge(config, {"moe": None}))
+    model = CrossEarthSAR(config if sparse else merge(config, {"moe": None}))
+    if weights is not None:
+        load_backbone(model, weights, expert_noise=expert_noise)
+    return model
 
 
 def save_model(

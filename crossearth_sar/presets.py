@@ -10,6 +10,7 @@ from crossearth_sar.config import require
 from crossearth_sar.decoder import DecoderConfig
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.moe.router import Gate
+from crossearth_sar.peft import EarthAdapterConfig
 from crossearth_sar.vit import ViTConfig
 
 DescriptorName = Literal["entropy", "enl", "roughness"]
@@ -51,6 +52,7 @@ class ModelConfig:
     """A complete CrossEarthSAR.
 
     moe: None makes every FFN dense (the DINOv2 baseline).
+    adapter: an Earth-Adapter on the backbone's blocks, or None.
     crop_size, crop_stride: pixels; the training crop, and the windows of slide inference.
     """
 
@@ -58,6 +60,7 @@ class ModelConfig:
     vit: ViTConfig
     moe: MoEConfig | None = field(default_factory=MoEConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    adapter: EarthAdapterConfig | None = None
     crop_size: int = 512
     crop_stride: int = 341
 

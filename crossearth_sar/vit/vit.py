@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from crossearth_sar.config import require
 from crossearth_sar.vit.block import Block, DenseFFN
@@ -80,11 +81,20 @@ class VisionTransformer(nn.Module):
     Args:
         config: the shape.
         make_ffn: builds each block's FFN; the dense one when not given.
+
+    Attributes:
+        activation_checkpointing: True keeps only each block's input for backward and computes the block again
+            there; less memory, a third more arithmetic. Off when built; no part of the model's config.
+        adapter: a module called after each block as adapter(index, x_BTD, (h, w)), whose result replaces the
+            block's tokens (peft/attach.py); None when built.
     """
+
+    adapter: nn.Module | None
 
     def __init__(self, config: ViTConfig, make_ffn: FFNFactory = DenseFFN) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         grid = config.image_size // config.patch_size
         self.patch_embed = PatchEmbed(config.patch_size, config.dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
@@ -100,6 +110,7 @@ class VisionTransformer(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.register_module("adapter", None)
         self._initialise()
 
     def forward(self, image_B3HW: Tensor, descriptors_BP: Tensor | None = None) -> ViTOutput:
@@ -110,8 +121,13 @@ class VisionTransformer(nn.Module):
         x_BTD = x_BTD + resize_position_embedding(self.pos_embed, (rows, columns))
         feature_maps, routing = [], []
         for index, block in enumerate(self.blocks):
-            x_BTD, block_routing = block(x_BTD, descriptors_BP)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_BTD, block_routing = checkpoint(block, x_BTD, descriptors_BP, use_reentrant=False)
+            else:
+                x_BTD, block_routing = block(x_BTD, descriptors_BP)
             routing.append(block_routing)
+            if self.adapter is not None:
+                x_BTD = self.adapter(index, x_BTD, (rows, columns))
             if index in self.config.out_blocks:
                 feature_maps.append(x_BTD[:, 1:].unflatten(1, (rows, columns)).permute(0, 3, 1, 2))
         return ViTOutput(feature_maps, self.norm(x_BTD), routing)

@@ -9,7 +9,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from crossearth_sar.errors import InputError
 from crossearth_sar.vit import VisionTransformer, ViTConfig
-from crossearth_sar.vit.dinov2_weights import fit_to_config, from_transformers
+from crossearth_sar.vit.dinov2_weights import LISTED_KEYS, fit_to_config, from_transformers, require_fit
 
 DIM, DEPTH, HEADS = 48, 4, 3
 OLDER = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
@@ -147,3 +147,38 @@ def test_fitted_positions_act_like_transformers_resizing_at_run_time() -> None:
     )
     image = torch.randn(1, 3, 512, 512)
     assert largest_difference(model(image).tokens, reference(image).last_hidden_state) <= 1e-4
+
+
+def test_states_without_kernel_or_positions_are_left_to_the_check() -> None:
+    """Also one whose positions are no square grid: `require_fit` names them all."""
+    assert fit_to_config({}, config(16, 512)) == {}
+    state = {"pos_embed": torch.zeros(1, 8, DIM), "patch_embed.proj.weight": torch.zeros(DIM, 3)}
+    fitted = fit_to_config(state, config(16, 512))
+    assert {key: value.shape for key, value in fitted.items()} == {k: v.shape for k, v in state.items()}
+    expected = VisionTransformer(config(16, 512)).state_dict()
+    with pytest.raises(InputError) as caught:
+        require_fit(fitted, expected, "weights x", fix="look again")
+    message = str(caught.value)
+    assert f"{len(expected) - 2} missing: cls_token, mask_token" in message
+    assert f"and {len(expected) - 2 - LISTED_KEYS} more" in message
+    assert f"2 misshaped: pos_embed (1, 8, {DIM}) for (1, 1025, {DIM})" in message
+    assert "look again" in message
+
+
+def test_absent_keys_that_may_be_lacking() -> None:
+    require_fit({}, {"router": torch.zeros(1)}, "weights", may_lack=lambda key: key == "router")
+    with pytest.raises(InputError, match="1 missing: other"):
+        require_fit({}, {"other": torch.zeros(1)}, "weights", may_lack=lambda key: key == "router")
+
+
+def test_a_missing_projection_is_named() -> None:
+    state = theirs(16, 64).state_dict()
+    del state["encoder.layer.2.attention.v_proj.weight"]
+    with pytest.raises(InputError, match=r"v of blocks\.2\.attn\.qkv\.weight"):
+        from_transformers(state)
+
+
+def test_all_unknown_keys_are_named() -> None:
+    state = {**theirs(16, 64).state_dict(), "classifier.weight": torch.zeros(1), "head.bias": torch.zeros(1)}
+    with pytest.raises(InputError, match=r"classifier\.weight, head\.bias"):
+        from_transformers(state)

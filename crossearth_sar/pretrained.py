@@ -1,0 +1,121 @@
+"""Backbone weights from elsewhere into a fresh model: DINOv2's, or those of a model of this package.
+
+What kind a path is, its content says: a folder whose config.json describes a model of this package, a folder
+of transformers, or else DINOv2's official file. Dense weights in a sparse model are upcycled. The decoder is
+never loaded: its classes are the task's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossearth_sar.config import from_mapping
+from crossearth_sar.errors import InputError
+from crossearth_sar.moe import upcycle_state_dict
+from crossearth_sar.presets import ModelConfig
+from crossearth_sar.vit import VisionTransformer
+from crossearth_sar.vit.dinov2_weights import fit_to_config, read_dinov2, read_state_file, require_fit
+
+
+def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0.0, seed: int = 0) -> None:
+    """Puts the weights at `path` into the backbone of `model`, and descriptor statistics if there are any.
+
+    Patch kernel and position grid are resized to the model's. Routers are new where the weights are dense; an
+    adapter of the model stays as it is where the weights have none.
+
+    Args:
+        model: a CrossEarthSAR.
+        path: DINOv2's official .pth, a folder of transformers' Dinov2Model, or a folder of save_model.
+        expert_noise, seed: see `upcycle_state_dict`; for dense weights in a sparse model only.
+
+    Raises:
+        InputError: the weights cannot be read or do not fit; every key at fault is listed.
+    """
+    path, config = Path(path).expanduser(), _config(model)
+    own = _own_config(path)
+    standardizer: dict[str, Tensor] = {}
+    if own is None:
+        state = read_dinov2(path, config.vit)
+    else:
+        _require_same_function(own, config, path)
+        state, standardizer = _read_own(path, config)
+    sparse_weights = any(".mlp.experts." in key for key in state)
+    upcycles = config.moe is not None and not sparse_weights
+    if expert_noise and not upcycles:
+        raise InputError(
+            "expert_noise is for dense weights in a sparse model",
+            got=f"{expert_noise} for {'sparse weights' if sparse_weights else 'a dense model'}",
+            fix="leave it out",
+        )
+    backbone = model.backbone
+    assert isinstance(backbone, VisionTransformer)
+    target = backbone.state_dict()
+    num_experts = config.moe.num_experts if config.moe else 1
+    if upcycles:  # shapes first, without the memory of all copies
+        with torch.device("meta"):
+            planned = upcycle_state_dict({k: torch.empty(v.shape) for k, v in state.items()}, num_experts)
+    else:
+        planned = state
+    require_fit(planned, target, f"weights {path}", may_lack=lambda key: _may_lack(key, upcycles))
+    for key in list(state):
+        part = {key: state.pop(key)}
+        if upcycles:
+            part = upcycle_state_dict(part, num_experts, expert_noise=expert_noise, seed=seed)
+        for name, value in part.items():
+            with torch.no_grad():
+                target[name].copy_(value)
+    if standardizer:
+        model.standardizer.load_state_dict(standardizer)  # type: ignore[union-attr]
+
+
+def _may_lack(key: str, upcycles: bool) -> bool:
+    return key.startswith("adapter.") or (upcycles and ".mlp.router." in key)
+
+
+def _own_config(path: Path) -> ModelConfig | None:
+    """The config of a folder of this package; None for a file, or for transformers' folder."""
+    if not (path / "config.json").is_file():
+        return None
+    try:
+        mapping = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path / 'config.json'} is not JSON", got=str(error)) from error
+    return from_mapping(ModelConfig, mapping) if "vit" in mapping else None
+
+
+def _read_own(path: Path, config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    whole = read_state_file(path / "model.safetensors")
+    has_statistics = config.moe is not None and config.moe.standardize and bool(config.moe.descriptors)
+    standardizer = _below("standardizer.", whole) if has_statistics else {}
+    return fit_to_config(_below("backbone.", whole), config.vit), standardizer
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _require_same_function(own: ModelConfig, config: ModelConfig, path: Path) -> None:
+    """What shapes do not show: heads, and which descriptor each router column is for."""
+    pairs: dict[str, tuple[Any, Any]] = {"vit.num_heads": (own.vit.num_heads, config.vit.num_heads)}
+    if own.moe and config.moe:
+        pairs["moe.descriptors"] = (own.moe.descriptors, config.moe.descriptors)
+        pairs["moe.standardize"] = (own.moe.standardize, config.moe.standardize)
+    different = {key: values for key, values in pairs.items() if values[0] != values[1]}
+    if different:
+        raise InputError(
+            f"weights {path} are of a model that computes something else",
+            got=", ".join(f"{key} {theirs}" for key, (theirs, _) in different.items()),
+            expected=", ".join(f"{key} {ours}" for key, (_, ours) in different.items()),
+        )
+
+
+def _config(model: nn.Module) -> ModelConfig:
+    config = model.config
+    assert isinstance(config, ModelConfig), "a CrossEarthSAR has one"
+    return config
