@@ -25,9 +25,8 @@ amplitude_B1HW = torch.distributions.Gamma(4.0, 4.0).sample((2, 1, 112, 112)).sq
 pixels_B3HW = amplitude_B1HW.expand(-1, 3, -1, -1)
 dense_tokens = model.eval()(pixels_B3HW).last_hidden_state
 
-model.standardizer = (
-    RunningStandardizer()
-)  # in the model, so that its statistics are trained and saved with it
+# In the model, so that its statistics are trained and saved with it.
+model.standardizer = RunningStandardizer()
 
 
 def describe(pixel_values: Tensor) -> Tensor:
@@ -44,9 +43,8 @@ for number, routing in enumerate(moe.routing()):
     print(f"layer {number}: share of tokens per expert {share}")
 
 model.train()
-loss = (
-    model(pixels_B3HW).last_hidden_state.square().mean() + moe.balance_loss()
-)  # any task's loss in its place
+task_loss = model(pixels_B3HW).last_hidden_state.square().mean()  # any task's in its place
+loss = task_loss + moe.balance_loss()
 loss.backward()
 gradient = torch.stack([layer.router.weight.grad.norm() for layer in moe.layers.values()]).max()
 print(f"loss {loss.item():.3f}; largest gradient of a router {gradient.item():.1e}")
