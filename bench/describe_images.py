@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from harness import write_report
+from single_look import looks_by_sub_looks, uniform_ground, without_empty_border
 
 from crossearth_sar import sar_descriptors
 from crossearth_sar.data.amplitude import ValueKind, to_amplitude
@@ -49,7 +50,13 @@ def describe(path: Path, values: str) -> list[dict[str, str]]:
                 "roughness": f"{roughness:.3g}",
                 "ENL of intensity": f"{linear:.3f}",
                 "ENL, median of 16 x 16 blocks": f"{block_looks(image):.3f}",
+                "single look: ENL of uniform ground": "",
+                "single look: by sub-looks": "",
             }
+            if kind_of(values) == "complex":
+                slc = without_empty_border(raw.values[band])
+                row["single look: ENL of uniform ground"] = f"{uniform_ground(slc).looks:.3f}"
+                row["single look: by sub-looks"] = f"{sum(looks_by_sub_looks(slc)) / 2:.3f}"
             rows.append(row)
     return rows
 
@@ -81,6 +88,8 @@ def main() -> None:
         "Entropy in nats, at most ln 36 = 3.584. Descriptors of the linear amplitude, as the model sees it.",
         "The ENL of a whole scene's intensity counts its texture as speckle; the median over small blocks is "
         "nearer the number of looks.",
+        "Of single-look complex images two estimates that ground does not spoil, or less "
+        "(bench/single_look.py; more in descriptors-single-look): both should be 1.",
     ]
     print(write_report(arguments.out, "Descriptors of real images", rows, notes))
 

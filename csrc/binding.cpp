@@ -2,6 +2,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "descriptors.h"
@@ -25,12 +26,24 @@ ImageBatch batch_of(std::uintptr_t data, int pixel_type, std::int64_t images, st
             stride_image, stride_row, stride_column};
 }
 
-DescriptorOptions options_of(int num_bins, int block_size, bool include_flat) {
+void check_bins(int num_bins) {
     if (num_bins < 4 || num_bins % 4 || num_bins > 252) {
         throw std::invalid_argument("num_bins must be divisible by 4, at most 252");
     }
+}
+
+DescriptorOptions options_of(int num_bins, int block_size, bool include_flat) {
+    check_bins(num_bins);
     if (block_size < 1) throw std::invalid_argument("block_size must be positive");
     return {num_bins, block_size, include_flat};
+}
+
+MapOptions map_options_of(int num_bins, int patch_size, bool include_flat) {
+    check_bins(num_bins);
+    if (patch_size < kBlocksPerSide || patch_size % kBlocksPerSide) {
+        throw std::invalid_argument("patch_size must be a multiple of 4");
+    }
+    return {num_bins, patch_size, include_flat};
 }
 
 }  // namespace
@@ -42,12 +55,25 @@ PYBIND11_MODULE(_descriptors, module) {
              py::arg("width"), py::arg("stride_image"), py::arg("stride_row"), py::arg("stride_column"));
     py::class_<DescriptorOptions>(module, "Options")
         .def(py::init(&options_of), py::arg("num_bins"), py::arg("block_size"), py::arg("include_flat"));
+    py::class_<MapOptions>(module, "MapOptions")
+        .def(py::init(&map_options_of), py::arg("num_bins"), py::arg("patch_size"), py::arg("include_flat"));
     module.def(
         "describe_cpu",
         [](const ImageBatch& batch, const DescriptorOptions& options, int threads, std::uintptr_t descriptors,
            std::uintptr_t nonfinite) {
             describe_cpu(batch, options, threads, reinterpret_cast<float*>(descriptors),
                          reinterpret_cast<std::int64_t*>(nonfinite));
+        },
+        py::call_guard<py::gil_scoped_release>());
+    module.def(
+        "describe_map_cpu",
+        [](const ImageBatch& batch, const MapOptions& options, int threads, std::uintptr_t map,
+           std::uintptr_t nonfinite) {
+            if (options.patch_size > std::min(batch.height, batch.width)) {
+                throw std::invalid_argument("patch_size exceeds the image");
+            }
+            describe_map_cpu(batch, options, threads, reinterpret_cast<float*>(map),
+                             reinterpret_cast<std::int64_t*>(nonfinite));
         },
         py::call_guard<py::gil_scoped_release>());
 #ifdef CROSSEARTH_CUDA

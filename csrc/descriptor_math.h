@@ -55,8 +55,8 @@ CROSSEARTH_HD float float_of(std::uint32_t bits) {
     return x;
 }
 
-// Both halves round alike, so that they give the same bits. A product that is rounded before it is added to:
-// g++ is told so by -ffp-contract=off, nvcc is not left the choice.
+// Both halves round alike, so that they give the same bits: a product is rounded before it is added to, unless it
+// says fused_multiply_add. g++ is told so by -ffp-contract=off, nvcc is not left the choice.
 CROSSEARTH_HD float rounded_product(float a, float b) {
 #if defined(__CUDA_ARCH__)
     return __fmul_rn(a, b);
@@ -65,55 +65,41 @@ CROSSEARTH_HD float rounded_product(float a, float b) {
 #endif
 }
 
-// a b + c where a b is known to be exact, which makes one rounding and two the same.
-CROSSEARTH_HD float add_exact_product(float a, float b, float c) {
+// a b + c, rounded once. One instruction where there is one (x86-64-v3, ARM64, GPUs); elsewhere libm's slow form,
+// for the same bits.
+CROSSEARTH_HD float fused_multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
     return __fmaf_rn(a, b, c);
 #else
-    return a * b + c;
+    return __builtin_fmaf(a, b, c);
 #endif
 }
 
-// f / (2 + f) for |f| < 1/2. The GPU's own division spends a third of its instructions on exponents that do not
-// occur here; one Newton step on the approximate reciprocal (wrong by one unit in the last place at most) and one
-// on the quotient round correctly: all f were tried with all such errors. Two negative f can come out one unit
-// off, which no X' shows: there e >= 1, and the sum with e ln 2 is the same for every e.
-CROSSEARTH_HD float quotient_by_two_plus(float f) {
-    const float d = 2.0f + f;
-#if defined(__CUDA_ARCH__)
-    float r;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
-    r = __fmaf_rn(r, __fmaf_rn(-d, r, 1.0f), r);
-    const float q = __fmul_rn(f, r);
-    return __fmaf_rn(__fmaf_rn(-d, q, f), r, q);
-#else
-    return f / d;
-#endif
-}
-
-// log(1 + x) for finite x >= 0, without a branch, so that it vectorises; NaN for x inf or NaN. With
-// 1 + x = 2^e m, m in [sqrt(1/2), sqrt(2)): e ln 2 + 2 atanh(f / (2 + f)), f = m - 1. What rounding 1 + x loses
-// is put back into f, which makes small x exact to the last place or two. The atanh series ends where its next
-// term is below 2^-28 of the result.
+// log(1 + x) for x >= 0, without branch, table or division, so that it vectorises; NaN for x inf or NaN. With
+// 1 + x = 2^e (1 + f), 1 + f in about [sqrt(1/2), sqrt(2)]: e ln 2 + log(1 + f). f = x 2^-e + (2^-e - 1) is rounded
+// once, and is x itself where e = 0. log(1 + f) = f - f^2/2 + f^3 Q(f); Q is fitted to a relative error of 2^-27.
+// Wrong by 1.4 units in the last place at most (near x = 0.44; by 2 for x below 1e-37), mostly by less than 0.8.
 CROSSEARTH_HD float log1p_positive(float x) {
-    constexpr std::uint32_t kSqrtHalf = 0x3f3504f3u;
-    constexpr float kLn2High = 0.693145751953125f;  // 15 bits: e * kLn2High is exact
-    constexpr float kLn2Low = 1.42860677e-6f;
-    const float y = 1.0f + x;
-    const float lost = x - (y - 1.0f);
-    const std::int32_t e = static_cast<std::int32_t>(bits_of(y) - kSqrtHalf) >> 23;
-    const float m = float_of(bits_of(y) - (static_cast<std::uint32_t>(e) << 23));
-    // 2^-e; 0 for e = 127 and 128, where nothing was lost.
-    const float scale = float_of(static_cast<std::uint32_t>(e < 127 ? 127 - e : 0) << 23);
-    const float f = add_exact_product(lost, scale, m - 1.0f);
-    const float s = quotient_by_two_plus(f);
-    const float z = rounded_product(s, s);
-    float series = 2.0f / 7 + rounded_product(z, 2.0f / 9);
-    series = 2.0f / 5 + rounded_product(z, series);
-    series = 2.0f / 3 + rounded_product(z, series);
-    series = rounded_product(s, 2.0f + rounded_product(z, series));
-    const float exponent = static_cast<float>(e);
-    return add_exact_product(exponent, kLn2High, series + rounded_product(exponent, kLn2Low));
+    constexpr std::uint32_t kSqrtHalf = 0x3f3504f3u, kExponent = 0xff800000u, kFour = 0x40800000u;
+    constexpr float kLn2High = 0.693145751953125f * 0x1p-23f;  // 15 bits: a product with e is exact
+    constexpr float kLn2Low = 1.42860677e-6f * 0x1p-23f;
+    const std::uint32_t e = (bits_of(1.0f + x) - kSqrtHalf) & kExponent;  // where a float has its exponent
+    const float scale = float_of(kFour - e);                              // 4 * 2^-e: 2^-e could be subnormal
+    const float f = fused_multiply_add(0.25f * x, scale, fused_multiply_add(0.25f, scale, -1.0f));
+    const float z = rounded_product(f, f);
+    float q = fused_multiply_add(f, -0x1.38b4c8p-4f, 0x1.055b46p-3f);
+    q = fused_multiply_add(f, q, -0x1.0d8544p-3f);
+    q = fused_multiply_add(f, q, 0x1.22da24p-3f);
+    q = fused_multiply_add(f, q, -0x1.547244p-3f);
+    q = fused_multiply_add(f, q, 0x1.99a008p-3f);
+    q = fused_multiply_add(f, q, -0x1.000228p-2f);
+    q = fused_multiply_add(f, q, 0x1.555554p-2f);
+    const float exponent = static_cast<float>(static_cast<std::int32_t>(e));
+    // 0 x, so that what is not finite stays so.
+    float rest = fused_multiply_add(x, 0.0f, rounded_product(rounded_product(f, z), q));
+    rest = fused_multiply_add(exponent, kLn2Low, rest);
+    rest = fused_multiply_add(-0.5f, z, rest);
+    return fused_multiply_add(exponent, kLn2High, f + rest);
 }
 
 // Pixels that C++ has no type for.
@@ -162,12 +148,14 @@ CROSSEARTH_HD bool is_finite(double v) { return fabs(v) <= DBL_MAX; }
 
 // Sobel's 1 2 1, of differences: taken before the smoothing, so that flat ground gives exactly zero.
 CROSSEARTH_HD float smoothed(float before, float at, float after) {
-    return add_exact_product(2.0f, at, before) + after;
+    return fused_multiply_add(2.0f, at, before) + after;
 }
 
-// The direction of a gradient, without atan2. The plane is turned by quarter turns until the gradient lies
-// in [0, 90) degrees, u > 0, v >= 0; there the number of slopes t_k with v >= t_k u is the bin within the
-// quadrant. All bins are half-open, [lo, hi): a gradient on an edge belongs to the bin above.
+// The direction of a gradient, without atan2. All bins are half-open, [lo, hi): a gradient exactly along an axis
+// or a diagonal belongs to the bin above; on the other edges, whose slopes are irrational, rounding decides.
+//
+// For any number of bins divisible by 4, the plane is turned by quarter turns until the gradient lies in
+// [0, 90) degrees, u > 0, v >= 0; there the number of slopes t_k with v >= t_k u is the bin within the quadrant.
 struct Turned {
     int quarter;  // of [-pi, pi), 0 .. 3; times num_bins / 4 it is the quadrant's first bin
     int is_flat;  // no gradient
@@ -183,6 +171,36 @@ CROSSEARTH_HD Turned turn_to_first_quadrant(float g_x, float g_y) {
 }
 
 CROSSEARTH_HD bool reaches(float v, float slope, float u) { return v >= rounded_product(slope, u); }
+
+// For 36 bins, the default, the plane is folded into the octant 0 <= v <= u instead, which halves the slopes: 45
+// degrees is inside a bin. A folded code is a number below kFoldedCodes that says the octant (bits 0, 1 and 5: the
+// signs and whether the sides were swapped) and, times 4, one for u > 0, one for v > 0 and one for every slope that
+// v / u is above. Without `tells_flat`, u > 0 is taken for granted: flat pixels then have the code of angle 0.
+constexpr int kFoldedBins = 36, kFoldedSlopes = 4, kFoldedCodes = 64;
+
+CROSSEARTH_HD std::uint32_t folded_code(float g_x, float g_y, const float* slope, bool tells_flat) {
+    const float a_x = float_of(bits_of(g_x) & 0x7fffffffu), a_y = float_of(bits_of(g_y) & 0x7fffffffu);
+    const bool swaps = a_x < a_y;
+    const float u = swaps ? a_y : a_x, v = swaps ? a_x : a_y;
+    std::uint32_t code = (bits_of(g_x) >> 30 & 2u) | bits_of(g_y) >> 31;
+    code += swaps ? 32u : 0u;
+    code += !tells_flat || u > 0.0f ? 4u : 0u;
+    code += v > 0.0f ? 4u : 0u;
+    for (int k = 0; k < kFoldedSlopes; ++k) code += v > rounded_product(slope[k], u) ? 4u : 0u;
+    return code;
+}
+
+// The bin of a folded code, or kFoldedBins for a pixel without gradient.
+CROSSEARTH_HD int bin_of_folded_code(std::uint32_t code) {
+    constexpr int kQuarter = kFoldedBins / 4;
+    const int count = static_cast<int>(code >> 2 & 7u) - 2;  // slopes passed; -1 on an axis, -2 flat
+    const int left = code >> 1 & 1, above = code & 1, swaps = code >> 5 & 1;  // above: g_y < 0
+    const int first = above ? (left ? 0 : kQuarter) : (left ? 3 * kQuarter : 2 * kQuarter);
+    // Alternate octants run against the angle; their axis, count -1, is the first edge of the next quadrant.
+    const int within = left ^ above ^ swaps ? kQuarter - 1 - count : (count > 0 ? count : 0);
+    const int bin = first + within;
+    return count == -2 ? kFoldedBins : bin == kFoldedBins ? 0 : bin;
+}
 
 // Count, mean and sum of squared deviations; two of them merge without cancellation (Chan et al.). Start from
 // Moments{}: a GPU's shared memory takes no initialisers.

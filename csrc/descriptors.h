@@ -23,11 +23,23 @@ struct DescriptorOptions {
     bool include_flat;    // count pixels without gradient at angle 0
 };
 
+struct MapOptions {
+    int num_bins;         // as above
+    int patch_size;       // pixels, a multiple of kBlocksPerSide
+    bool include_flat;
+};
+
+constexpr int kBlocksPerSide = 4;   // a patch's roughness is that of 4 x 4 blocks in it
 constexpr int kNumDescriptors = 3;  // entropy, looks, roughness
 
 // descriptors: (images, 3) float; nonfinite: (images,) number of NaN or inf pixels. Up to `threads` threads;
 // the bits do not depend on how many.
 void describe_cpu(const ImageBatch& batch, const DescriptorOptions& options, int threads, float* descriptors,
                   std::int64_t* nonfinite);
+
+// The same of every whole patch: map is (images, 3, height / patch_size, width / patch_size) float. Gradients are
+// those of the whole image; nonfinite counts all its pixels, those outside the last patches too.
+void describe_map_cpu(const ImageBatch& batch, const MapOptions& options, int threads, float* map,
+                      std::int64_t* nonfinite);
 
 }  // namespace crossearth

@@ -67,8 +67,8 @@ void launch_readers(Task task, std::int64_t images, std::int64_t tiles, void* st
     task.quads_are_aligned = task.stride_column == 1 && aligned(task.stride_row) && aligned(task.stride_image) &&
                              reinterpret_cast<std::uintptr_t>(task.data) % alignof(Vector) == 0;
     const int shared_bytes = task.code_words * kTileThreads * int(sizeof(std::uint32_t));
-    launch(task.num_bins == 36 ? stripes_kernel<Pixel, 8> : stripes_kernel<Pixel, 0>, tiles, kTileThreads,
-           shared_bytes, stream, task);
+    launch(task.num_bins == kFoldedBins ? stripes_kernel<Pixel, true> : stripes_kernel<Pixel, false>, tiles,
+           kTileThreads, shared_bytes, stream, task);
     if (task.block_parts > 0) {
         launch(blocks_kernel<Pixel>, images * task.block_parts, kBlockWarps * kWarpLanes, 0, stream, task);
     }

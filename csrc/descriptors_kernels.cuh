@@ -125,25 +125,20 @@ __device__ __forceinline__ Row row_of(const Quad<Pixel>& quad, const float* besi
     return row;
 }
 
-// The number of slopes that the gradient reaches. They ascend, and so do the rounded products with u: halving the
-// interval finds the number that comparing with each of them (as the CPU does, in vectors) counts.
-template <int kSlopes>
-__device__ __forceinline__ int slopes_reached(float u, float v, const Task& task) {
-    const float* slope = task.slope;
-    if (kSlopes == 8) {  // 36 bins: no table to index
-        const bool four = reaches(v, slope[3], u);
-        const bool two = reaches(v, four ? slope[5] : slope[1], u);
-        const float low = two ? slope[2] : slope[0], high = two ? slope[6] : slope[4];
-        return 4 * four + 2 * two + reaches(v, four ? high : low, u) + reaches(v, slope[7], u);
-    }
+// The bin of a gradient, or num_bins where there is none. The slopes ascend, and so do the rounded products with u:
+// halving the interval finds the number that comparing with each of them (as the CPU does, in vectors) counts.
+template <bool kIsFolded>
+__device__ __forceinline__ int direction_code(float g_x, float g_y, const Task& task) {
+    if (kIsFolded) return bin_of_folded_code(folded_code(g_x, g_y, task.slope, true));
+    const Turned turned = turn_to_first_quadrant(g_x, g_y);
     int reached = 0;
     for (int remaining = task.num_bins / 4 - 1; remaining > 0;) {
         const int half = (remaining + 1) / 2;
-        const bool yes = reaches(v, slope[reached + half - 1], u);
+        const bool yes = reaches(turned.v, task.slope[reached + half - 1], turned.u);
         reached += yes ? half : 0;
         remaining = yes ? remaining - half : half - 1;
     }
-    return reached;
+    return turned.is_flat ? task.num_bins : turned.quarter * (task.num_bins / 4) + reached;
 }
 
 template <typename Pixel>
@@ -159,7 +154,7 @@ __device__ __forceinline__ int count_nonfinite(const Task& task, std::int64_t im
 
 // The statistics of one stripe; returns by lane 0's store. Each thread has byte counters of its own for the codes
 // of its 128 pixels, four to a word in a column of `counters`, so that no two threads meet, in a bank or a word.
-template <typename Pixel, int kSlopes>
+template <typename Pixel, bool kIsFolded>
 __device__ __forceinline__ void read_stripe(const Task& task, std::int64_t image, int first_row, int first_column,
                                             float (*beside)[kStripeRows + 2], std::uint8_t* counters,
                                             BlockMeans* means, Stripe* stripe) {
@@ -179,7 +174,6 @@ __device__ __forceinline__ void read_stripe(const Task& task, std::int64_t image
     const int block_lanes = task.block_size / kColumns, block_mask = task.block_size - 1;  // if blocks are held
     const bool leads_block = task.stripes_hold_blocks && (lane & (block_lanes - 1)) == 0 &&
                              x + task.block_size <= task.width;
-    const int flat_code = task.num_bins, quarter = task.num_bins / 4;
     double sum = 0, square_sum = 0, block_sum = 0;
     *means = {};
 
@@ -195,10 +189,8 @@ __device__ __forceinline__ void read_stripe(const Task& task, std::int64_t image
         for (int j = 0; j < kColumns + 2; ++j) below[j] = down.x[j] - up.x[j];
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-            const Turned turned = turn_to_first_quadrant(smoothed(up.across[j], middle.across[j], down.across[j]),
-                                                         smoothed(below[j], below[j + 1], below[j + 2]));
-            const int bin = turned.quarter * quarter + slopes_reached<kSlopes>(turned.u, turned.v, task);
-            const unsigned code = turned.is_flat ? flat_code : bin;
+            const unsigned code = direction_code<kIsFolded>(smoothed(up.across[j], middle.across[j], down.across[j]),
+                                                            smoothed(below[j], below[j + 1], below[j + 2]), task);
             if (j < columns) {
                 counters[code / 4 * (4 * kTileThreads) + code % 4] += 1;
                 const double d = static_cast<double>(middle.x[j + 1]) - pivot;
@@ -244,7 +236,7 @@ __device__ __forceinline__ void read_stripe(const Task& task, std::int64_t image
 
 // One tile of four stripes, one below the other, per block of threads. The bound leaves a thread 96 registers
 // (128 for pixels of 8 bytes) with 20 (16) warps on a multiprocessor; a tighter one spills.
-template <typename Pixel, int kSlopes>
+template <typename Pixel, bool kIsFolded>
 __global__ void __launch_bounds__(kTileThreads, sizeof(Pixel) > 4 ? 4 : 5) stripes_kernel(const __grid_constant__ Task task) {
     extern __shared__ std::uint32_t counters[];  // [code_words][kTileThreads]
     __shared__ float beside[kTileWarps][2][kStripeRows + 2];
@@ -256,7 +248,7 @@ __global__ void __launch_bounds__(kTileThreads, sizeof(Pixel) > 4 ? 4 : 5) strip
     for (int word = 0; word < task.code_words; ++word) counters[word * kTileThreads + thread] = 0;
     Stripe* stripe = task.stripes + std::int64_t(blockIdx.x) * kTileWarps + warp;
     if (first_row < task.height) {
-        read_stripe<Pixel, kSlopes>(task, image, first_row, first_column, beside[warp],
+        read_stripe<Pixel, kIsFolded>(task, image, first_row, first_column, beside[warp],
                                     reinterpret_cast<std::uint8_t*>(counters + thread), &means[thread], stripe);
     } else if (lane == 0) {
         *stripe = Stripe{};

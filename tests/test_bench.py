@@ -35,7 +35,15 @@ def test_descriptor_benchmark(tmp_path: Path) -> None:
     assert "ours, fused" in text
     with (tmp_path / "results.csv").open(encoding="utf-8") as file:
         names = {row["what"] for row in csv.DictReader(file)}
-    assert names == {"numpy/scipy", "eager torch", "ours, fused", "torch.log1p alone", "copy"}
+    assert names == {
+        "numpy/scipy",
+        "eager torch",
+        "ours, fused",
+        "torch.log1p alone",
+        "copy",
+        "map, eager torch",
+        "map, ours fused",
+    }
     origin = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["provenance"]
     assert {"device", "torch", "commit", "date"} <= set(origin)
 

@@ -3,7 +3,7 @@
 The extension knows no torch; here tensors become pointers, sizes and strides. Importing this needs no
 extension, computing does: backend.py says whether it is there.
 
-B batch, H W pixels.
+B batch, H W pixels, h w patches.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ def unsupported(image_BHW: Tensor, num_bins: int) -> str | None:
     return None
 
 
+def unsupported_map(image_BHW: Tensor, num_bins: int) -> str | None:
+    """As `unsupported`, of the map: it has no CUDA form."""
+    if image_BHW.device.type != "cpu":
+        return f"a map of images on {image_BHW.device.type}: it has a CPU form only"
+    return unsupported(image_BHW, num_bins)
+
+
 def fused_descriptors(
     image_BHW: Tensor, *, num_bins: int, block_size: int, flat_pixels: str
 ) -> tuple[Tensor, Tensor]:
@@ -50,9 +57,14 @@ def fused_descriptors(
 
     On a GPU asynchronous on the current stream, without synchronisation.
     """
-    if image_BHW.dtype not in PIXEL_TYPES:
-        image_BHW = image_BHW.abs() if image_BHW.is_complex() else image_BHW.double()
-    return _describe(image_BHW, num_bins, block_size, flat_pixels == "include")
+    return _describe(_readable(image_BHW), num_bins, block_size, flat_pixels == "include")
+
+
+def fused_descriptor_map(
+    image_BHW: Tensor, patch_size: int, *, num_bins: int, flat_pixels: str
+) -> tuple[Tensor, Tensor]:
+    """(B, 3, h, w) float32 descriptors of every whole patch and (B,) int64 numbers of NaN or inf pixels."""
+    return _describe_map(_readable(image_BHW), patch_size, num_bins, flat_pixels == "include")
 
 
 @torch.library.custom_op("crossearth_sar::describe", mutates_args=(), device_types="cpu")
@@ -83,6 +95,38 @@ def _(image_BHW: Tensor, num_bins: int, block_size: int, include_flat: bool) -> 
 @_describe.register_fake
 def _(image_BHW: Tensor, num_bins: int, block_size: int, include_flat: bool) -> tuple[Tensor, Tensor]:
     return _outputs(image_BHW)
+
+
+@torch.library.custom_op("crossearth_sar::describe_map", mutates_args=(), device_types="cpu")
+def _describe_map(
+    image_BHW: Tensor, patch_size: int, num_bins: int, include_flat: bool
+) -> tuple[Tensor, Tensor]:
+    map_B3hw, nonfinite_B = _map_outputs(image_BHW, patch_size)
+    extension = _extension()
+    extension.describe_map_cpu(
+        _batch(image_BHW), extension.MapOptions(num_bins, patch_size, include_flat), torch.get_num_threads(),
+        map_B3hw.data_ptr(), nonfinite_B.data_ptr(),
+    )  # fmt: skip
+    return map_B3hw, nonfinite_B
+
+
+@_describe_map.register_fake
+def _(image_BHW: Tensor, patch_size: int, num_bins: int, include_flat: bool) -> tuple[Tensor, Tensor]:
+    return _map_outputs(image_BHW, patch_size)
+
+
+def _readable(image_BHW: Tensor) -> Tensor:
+    if image_BHW.dtype in PIXEL_TYPES:
+        return image_BHW
+    return image_BHW.abs() if image_BHW.is_complex() else image_BHW.double()
+
+
+def _map_outputs(image_BHW: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    images, height, width = image_BHW.shape
+    return (
+        image_BHW.new_empty(images, 3, height // patch_size, width // patch_size, dtype=torch.float32),
+        image_BHW.new_empty(images, dtype=torch.int64),
+    )
 
 
 def _outputs(image_BHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The descriptors of every patch of an image, so that a router may see local physics, not the image's alone.
 
-Reference form, in plain torch. B batch, H W pixels, h w patches, N direction bins.
+Reference form, in plain torch; the fused one is in csrc/. B batch, H W pixels, h w patches, N direction bins.
 """
 
 from __future__ import annotations
@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossearth_sar.descriptors.reference import ENL_EPSILON, direction_bins, log_magnitude, sobel
+from crossearth_sar.descriptors.reference import (
+    ENL_EPSILON,
+    direction_bins,
+    linear_number_of_looks,
+    log_magnitude,
+    sobel,
+)
 
 BLOCKS_PER_SIDE = 4
 """A patch's roughness is the variance of the means of 4 x 4 blocks in it."""
@@ -43,3 +49,14 @@ def reference_descriptor_map(
     ]
     roughness = F.pixel_unshuffle(block_means, BLOCKS_PER_SIDE).var(dim=1, correction=0)
     return torch.stack([entropy, mean.square() / (variance + ENL_EPSILON), roughness], dim=1).float()
+
+
+def linear_number_of_looks_map(image_BHW: Tensor, patch_size: int) -> Tensor:
+    """`reference.linear_number_of_looks` of each whole patch, (B, h, w) float64."""
+    rows, columns = (side // patch_size for side in image_BHW.shape[1:])
+    looks = image_BHW.new_empty(image_BHW.shape[0], rows, columns, dtype=torch.float64)
+    for row in range(rows):  # a row of patches at a time: doubles of the whole image would be large
+        strip = image_BHW[:, row * patch_size : (row + 1) * patch_size, : columns * patch_size]
+        patches = strip.unflatten(2, (columns, patch_size)).movedim(2, 1).flatten(0, 1)
+        looks[:, row] = linear_number_of_looks(patches).reshape(-1, columns)
+    return looks

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from crossearth_sar.backend import log_once, resolve_descriptor_backend
-from crossearth_sar.descriptors.fused import MAX_BINS, fused_descriptors, unsupported
-from crossearth_sar.descriptors.local import BLOCKS_PER_SIDE, reference_descriptor_map
+from crossearth_sar.descriptors.fused import (
+    MAX_BINS,
+    fused_descriptor_map,
+    fused_descriptors,
+    unsupported,
+    unsupported_map,
+)
+from crossearth_sar.descriptors.local import (
+    BLOCKS_PER_SIDE,
+    linear_number_of_looks_map,
+    reference_descriptor_map,
+)
 from crossearth_sar.descriptors.reference import linear_number_of_looks, reference_descriptors
 from crossearth_sar.errors import InputError
 
 DESCRIPTOR_NAMES = ("directional entropy", "equivalent number of looks", "local roughness")
 MIN_SIDE = 3
+UNTRIED_ON_GPU = "images on a GPU: the CUDA half has run on none yet; backend='fused' asks for it"
 
 
 class Options(TypedDict):
@@ -57,10 +69,11 @@ def sar_descriptors(
         InputError (a ValueError): for another shape, an empty or too small image, a parameter out of
             range, or a NaN or inf pixel (with how many there are and where the first is).
     """
-    image_BHW = _validated(image, num_bins, block_size, flat_pixels)
-    if enl_domain not in ("log", "linear"):
-        raise InputError("enl_domain has no such choice", got=repr(enl_domain), expected="'log' or 'linear'")
-    chosen = _backend(backend, image_BHW, num_bins)
+    image_BHW = _validated(image, num_bins, block_size, flat_pixels, enl_domain)
+    chosen = _backend(backend, image_BHW, num_bins, unsupported)
+    if chosen == "fused" and backend == "auto" and image_BHW.is_cuda:
+        log_once(f"descriptor backend: reference for {UNTRIED_ON_GPU}")
+        chosen = "reference"
     if image_BHW.shape[0] == 0:
         return image_BHW.new_zeros(0, 3, dtype=torch.float32)
     options: Options = {"num_bins": num_bins, "block_size": block_size, "flat_pixels": flat_pixels}
@@ -84,6 +97,8 @@ def sar_descriptor_map(
     *,
     num_bins: int = 36,
     flat_pixels: str = "include",
+    enl_domain: str = "log",
+    backend: str = "auto",
     check_finite: bool = True,
 ) -> Tensor:
     """The three descriptors of every whole patch: local physics on the token grid.
@@ -91,7 +106,8 @@ def sar_descriptor_map(
     Args:
         image: as in `sar_descriptors`; H and W of at least one patch.
         patch_size: pixels, a multiple of 4: a patch's roughness is that of 4 x 4 blocks in it.
-        num_bins, flat_pixels, check_finite: as in `sar_descriptors`.
+        num_bins, flat_pixels, enl_domain, check_finite: as in `sar_descriptors`.
+        backend: "auto" | "fused" (C++, one pass, CPU only) | "reference" (torch).
 
     Returns:
         (B, 3, H // patch_size, W // patch_size) float32. Gradients are those of the whole image; what is left
@@ -100,7 +116,7 @@ def sar_descriptor_map(
     Raises:
         InputError: as `sar_descriptors`, and for a patch size that does not fit.
     """
-    image_BHW = _validated(image, num_bins, 1, flat_pixels)
+    image_BHW = _validated(image, num_bins, 1, flat_pixels, enl_domain)
     side = min(image_BHW.shape[1:])
     if not isinstance(patch_size, int) or patch_size < 4 or patch_size % BLOCKS_PER_SIDE or patch_size > side:
         raise InputError(
@@ -108,16 +124,26 @@ def sar_descriptor_map(
             got=repr(patch_size),
             expected=f"a multiple of {BLOCKS_PER_SIDE}, at most the image's {side} pixels",
         )
-    if check_finite:
-        _refuse_nonfinite(image_BHW)
-    return reference_descriptor_map(image_BHW, patch_size, num_bins=num_bins, flat_pixels=flat_pixels)
+    if _backend(backend, image_BHW, num_bins, unsupported_map) == "fused":
+        map_B3hw, nonfinite_B = fused_descriptor_map(
+            image_BHW, patch_size, num_bins=num_bins, flat_pixels=flat_pixels
+        )
+        if check_finite and bool(nonfinite_B.any()):
+            _refuse_nonfinite(image_BHW)
+    else:
+        if check_finite:
+            _refuse_nonfinite(image_BHW)
+        map_B3hw = reference_descriptor_map(image_BHW, patch_size, num_bins=num_bins, flat_pixels=flat_pixels)
+    if enl_domain == "linear":
+        map_B3hw[:, 1] = linear_number_of_looks_map(image_BHW, patch_size)
+    return map_B3hw
 
 
-def _backend(requested: str, image_BHW: Tensor, num_bins: int) -> str:
+def _backend(
+    requested: str, image_BHW: Tensor, num_bins: int, why_not: Callable[[Tensor, int], str | None]
+) -> str:
     chosen = resolve_descriptor_backend(requested)
-    reason = unsupported(image_BHW, num_bins) if chosen == "fused" else None
-    if reason is None and chosen == "fused" and requested == "auto" and image_BHW.is_cuda:
-        reason = "images on a GPU: the CUDA half has run on none yet; backend='fused' asks for it"
+    reason = why_not(image_BHW, num_bins) if chosen == "fused" else None
     if reason is None:
         return chosen
     if requested == "fused":
@@ -131,7 +157,7 @@ def _backend(requested: str, image_BHW: Tensor, num_bins: int) -> str:
     return "reference"
 
 
-def _validated(image: Tensor, num_bins: int, block_size: int, flat_pixels: str) -> Tensor:
+def _validated(image: Tensor, num_bins: int, block_size: int, flat_pixels: str, enl_domain: str) -> Tensor:
     if not isinstance(image, Tensor):
         raise InputError(
             "sar_descriptors reads a torch tensor",
@@ -162,6 +188,8 @@ def _validated(image: Tensor, num_bins: int, block_size: int, flat_pixels: str) 
         raise InputError(
             "flat_pixels has no such choice", got=repr(flat_pixels), expected="'include' or 'exclude'"
         )
+    if enl_domain not in ("log", "linear"):
+        raise InputError("enl_domain has no such choice", got=repr(enl_domain), expected="'log' or 'linear'")
     return image
 
 

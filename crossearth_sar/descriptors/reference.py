@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+STRIP_PIXELS = 1 << 20
 ENL_EPSILON = 1e-6
 """Added to the variance in the ENL, so that a constant image has a finite one."""
 
@@ -85,9 +86,18 @@ def equivalent_number_of_looks(log_BHW: Tensor) -> Tensor:
 
 
 def linear_number_of_looks(image_BHW: Tensor) -> Tensor:
-    """1 / (relative variance of |X| + 1e-6): of an intensity image its number of looks; (B,) float64."""
+    """1 / (relative variance of |X| + 1e-6): of an intensity image its number of looks; (B,) float64.
+
+    In two passes, a strip of rows at a time: doubles of a whole scene would be large.
+    """
     wide = torch.complex128 if image_BHW.is_complex() else torch.float64
-    variance, mean = torch.var_mean(image_BHW.to(wide).abs().flatten(1), dim=1, correction=0)
+    batch, height, width = image_BHW.shape
+    strips = image_BHW.split(max(1, STRIP_PIXELS // width), dim=1)
+    zero = image_BHW.new_zeros(batch, dtype=torch.float64)
+    pixels = max(height * width, 1)
+    mean = sum((strip.to(wide).abs().sum((1, 2)) for strip in strips), zero) / pixels
+    about_mean = ((strip.to(wide).abs() - mean[:, None, None]).square().sum((1, 2)) for strip in strips)
+    variance = sum(about_mean, zero) / pixels
     return 1 / (variance / mean.square().clamp(min=torch.finfo(torch.float64).tiny) + ENL_EPSILON)
 
 
