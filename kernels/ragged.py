@@ -12,7 +12,7 @@ import triton.language as tl
 
 
 def max_row_tiles(rows: int, num_experts: int, block_m: int) -> int:
-    """At least as many tiles as any split of `rows` rows among experts needs: each expert wastes under one."""
+    """At least as many tiles as any split of `rows` among experts needs: each wastes less than one."""
     return min(triton.cdiv(rows, block_m) + num_experts, rows)
 
 
