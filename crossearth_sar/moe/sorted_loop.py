@@ -20,8 +20,6 @@ from torch import Tensor
 BLOCK_ROWS = 2048
 """Rows of a block at most: enough for the GEMM's full speed, few enough for the buffers to stay warm."""
 
-CACHE_BYTES = 2**19
-
 
 @dataclass(frozen=True)
 class _Block:
@@ -66,15 +64,12 @@ def forward(
     for block in blocks:
         e, size = block.expert, block.hi - block.lo
         x_MD = _gathered(x_TD, source_row, block, top_k, x_buffer)
-        # mm and a bias in place: addmm would write the bias to memory first, for the GEMM to read again.
         pre_MF = pre_NF[block.lo : block.hi] if save_pre else act_buffer[:size]
-        torch.mm(x_MD, w1_EFD[e].t(), out=pre_MF)
-        act_MF = act_buffer[:size]
-        for part in _in_cache(pre_MF):
-            _activate(pre_MF[part].add_(b1_EF[e]), activation, out=act_MF[part])
+        torch.addmm(b1_EF[e], x_MD, w1_EFD[e].t(), out=pre_MF)
+        act_MF = _activate(pre_MF, activation, out=act_buffer[:size])
         in_place = source_row is None
         out_MD = y_AD[block.lo : block.hi] if in_place else out_buffer[:size]
-        torch.mm(act_MF, w2_EDF[e].t(), out=out_MD).add_(b2_ED[e])
+        torch.addmm(b2_ED[e], act_MF, w2_EDF[e].t(), out=out_MD)
         _scatter(y_AD, out_MD, gate_A, source_row, block)
     return _sum_choices(y_AD, top_k), pre_NF
 
@@ -151,12 +146,6 @@ class _WeightGradients:
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.dw1, self.db1, self.dw2, self.db2
-
-
-def _in_cache(rows_MF: Tensor) -> Iterator[slice]:
-    """Slices of rows that fit a core's cache, for two elementwise steps in a row."""
-    step = max(1, CACHE_BYTES // (rows_MF.shape[1] * rows_MF.element_size()))
-    return (slice(lo, lo + step) for lo in range(0, rows_MF.shape[0], step))
 
 
 def _gathered(x_TD: Tensor, source_row: Tensor | None, block: _Block, top_k: int, buffer: Tensor) -> Tensor:
