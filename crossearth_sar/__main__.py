@@ -1,7 +1,14 @@
-"""`python -m crossearth_sar`: what is installed, which backend each part would use, and why."""
+"""What can be asked of the package by itself.
+
+python -m crossearth_sar                        what is installed, which backend each part would use, and why
+python -m crossearth_sar export CHECKPOINT OUT  a training checkpoint as a model folder, on any machine
+python -m crossearth_sar plan --preset l …      memory per rank, and which layout of ranks fits
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import platform
@@ -10,7 +17,14 @@ import sys
 import torch
 
 from crossearth_sar.backend import BackendStatus, descriptor_backend_status, moe_backend_status
+from crossearth_sar.errors import InputError
 from crossearth_sar.version import __version__
+
+SUBCOMMANDS = {
+    "export": ("crossearth_sar.engine.export", "write a training checkpoint as a folder for load_model"),
+    "plan": ("crossearth_sar.engine.planner", "memory per rank, and which layout of ranks fits"),
+}
+"""Name -> module with `add_arguments(parser)` and `run(arguments) -> exit status`, imported at need."""
 
 OPTIONAL = {
     "triton": "kernels: pip install 'crossearth-sar[triton]'",
@@ -63,6 +77,30 @@ def _backend_lines(part: str, statuses: list[BackendStatus]) -> list[str]:
     return lines
 
 
+def main(arguments: list[str]) -> int:
+    """Runs a subcommand, or prints the report; 2 for wrong input."""
+    if not arguments:
+        print(report())
+        return 0
+    parser = argparse.ArgumentParser(
+        prog="python -m crossearth_sar",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    modules = {}
+    for name, (module, words) in SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(name, help=words, description=words)
+        if arguments[0] == name:  # the others stay unimported
+            modules[name] = importlib.import_module(module)
+            modules[name].add_arguments(subparser)
+    parsed = parser.parse_args(arguments)
+    try:
+        return int(modules[parsed.command].run(parsed))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
 if __name__ == "__main__":
-    print(report())
-    sys.exit(0)
+    sys.exit(main(sys.argv[1:]))

@@ -7,18 +7,26 @@ order. A task that takes too long ends its processes and fails, so a deadlock ne
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import queue
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch.multiprocessing as mp
 
 START_TIMEOUT_S = 120.0
+CPU_ONLY = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+slow = pytest.mark.skipif("CROSSEARTH_SLOW" not in os.environ, reason="minutes: CROSSEARTH_SLOW=1 runs it")
+"""For what is run by hand before a release, not at every change."""
 
 
 class RankPool:
@@ -41,7 +49,7 @@ class RankPool:
         self._processes = []
 
     def _start(self) -> None:
-        context = mp.get_context("spawn")
+        context = _imported_context()
         self._results = context.Queue()
         self._tasks = [context.Queue() for _ in range(self.size)]
         port = _free_port()
@@ -121,9 +129,113 @@ def micro_run(output: Path, **changes: Any) -> Any:
     return merge(simulated_run(), _deep_update(small, overrides))
 
 
+def begin(config: Any, resume: str | None = None) -> Any:
+    """A trainer on this rank, ready to fit, with one thread."""
+    import torch
+
+    from crossearth_sar.engine.distributed import start_ranks
+    from crossearth_sar.engine.loop import Trainer
+
+    ranks = start_ranks()
+    torch.set_num_threads(1)
+    trainer = Trainer(config, ranks)
+    trainer.start(resume)
+    return trainer
+
+
+@contextlib.contextmanager
+def same_points_for_every_mask() -> Iterator[None]:
+    """Mask2Former's loss looks at random points of each mask; in here, at the same of all, so that a batch
+    has one loss however it is divided."""
+    import torch
+
+    rand = torch.rand
+
+    def fixed(*shape: Any, **options: Any) -> torch.Tensor:
+        if len(shape) != 3 or shape[-1] != 2:
+            return rand(*shape, **options)
+        points = rand(shape[1:], generator=torch.Generator().manual_seed(5))
+        return points.to(options.get("device")).expand(shape).clone()
+
+    torch.rand = fixed  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.rand = rand
+
+
+@contextlib.contextmanager
+def targets_matched_in_order() -> Iterator[None]:
+    """Target n is query n's, not the cheapest's: queries are all but equal at first, and rounding would
+    choose between them."""
+    from transformers.models.mask2former import modeling_mask2former as theirs
+
+    def in_order(cost: Any) -> tuple[Any, Any]:
+        order = np.arange(min(cost.shape))
+        return order, order
+
+    assignment = theirs.linear_sum_assignment
+    theirs.linear_sum_assignment = in_order
+    try:
+        yield
+    finally:
+        theirs.linear_sum_assignment = assignment
+
+
+@contextlib.contextmanager
+def optimizer_for_comparison() -> Iterator[None]:
+    """AdamW whose epsilon drowns rounding: a bias whose true gradient is 0 would follow the sign of noise.
+
+    Experts get weights that make their gradients a good part of the whole norm. And ZeRO 3 partitions the
+    small parameters too.
+    """
+    import torch
+
+    from crossearth_sar.engine import loop
+    from crossearth_sar.engine.layout import deepspeed_config
+    from crossearth_sar.engine.optim import make_optimizer
+
+    def settings(config: Any, layout: Any) -> dict[str, Any]:
+        json = deepspeed_config(config, layout)
+        json["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return json
+
+    def optimizer(model: Any, config: Any) -> torch.optim.AdamW:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith((".experts.w1", ".experts.w2")):
+                    parameter.mul_(8)
+        adamw = make_optimizer(model, config)
+        for group in adamw.param_groups:
+            group["eps"] = 1e-3
+        return adamw
+
+    loop.make_optimizer, loop.deepspeed_config = optimizer, settings
+    try:
+        yield
+    finally:
+        loop.make_optimizer, loop.deepspeed_config = make_optimizer, deepspeed_config
+
+
 def _deep_update(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     both_dicts = {k for k, v in changes.items() if isinstance(v, dict) and isinstance(tree.get(k), dict)}
     return {**tree, **{k: _deep_update(tree[k], v) if k in both_dicts else v for k, v in changes.items()}}
+
+
+def _imported_context() -> Any:
+    """Processes that are forked from one that has imported all they need: seconds per rank are saved."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["deepspeed", "crossearth_sar.engine.results", "crossearth_sar.engine.deepspeed_moe"]
+    )
+    before = dict(os.environ)
+    os.environ.update(CPU_ONLY)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
 
 
 def _ready() -> None:
@@ -131,9 +243,7 @@ def _ready() -> None:
 
 
 def _serve(rank: int, size: int, port: int, tasks: Any, results: Any) -> None:
-    os.environ.update(
-        MASTER_PORT=str(port), DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"
-    )
+    os.environ.update(MASTER_PORT=str(port), **CPU_ONLY)
     if size > 1:  # one rank stands for a run without a launcher
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR")
         os.environ.update(zip(names, map(str, (rank, size, rank, size, "127.0.0.1")), strict=True))

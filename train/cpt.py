@@ -3,7 +3,9 @@
     deepspeed train/cpt.py                        the tiny model on simulated scenes, one rank per GPU
     deepspeed --num_accelerators 2 train/cpt.py   two ranks on a CPU, experts split between them
     deepspeed train/cpt.py --config train/recipes/sen1floods11_water.yaml --set data_root=/data
-    deepspeed train/cpt.py … --resume                      go on from the newest checkpoint
+    deepspeed train/cpt.py … --resume auto                 go on from the newest checkpoint
+    python train/cpt.py --config … --write-deepspeed FILE --ranks 16
+                                                  only write the DeepSpeed json of a run on 16 GPUs
 
 Any setting can be changed with --set: `--set steps=200 optim.lr=1e-4 model.moe.top_k=2`.
 """
@@ -11,21 +13,29 @@ Any setting can be changed with --set: `--set steps=200 optim.lr=1e-4 model.moe.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TypeVar, cast
+from pathlib import Path
+from typing import NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from crossearth_sar.config import from_mapping, merge, parse_overrides, read_yaml
+from crossearth_sar.engine.checkpoint import SaveError
 from crossearth_sar.engine.config import RunConfig, simulated_run
 from crossearth_sar.engine.distributed import first_error, start_ranks
+from crossearth_sar.engine.failures import explain, meet_peers, remove_old_words
+from crossearth_sar.engine.layout import deepspeed_config, plan_layout, run_model_config
 from crossearth_sar.engine.loop import Trainer
+from crossearth_sar.engine.nonfinite import NonFiniteError
 from crossearth_sar.engine.results import write_results
+from crossearth_sar.engine.resume import go_on_words
+from crossearth_sar.engine.throughput import forward_flop
 from crossearth_sar.errors import InputError
 
 try:
@@ -40,6 +50,8 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         config = run_config(arguments)
+        if arguments.write_deepspeed is not None:
+            return write_deepspeed_json(config, arguments.write_deepspeed, arguments.ranks)
         return run(config, arguments.resume)
     except InputError as error:
         if os.environ.get("RANK", "0") == "0":  # before ranks have met, each finds the same fault
@@ -68,6 +80,12 @@ def parse_arguments() -> argparse.Namespace:
         const="auto",
         help="go on from this checkpoint, or from the newest of the output folder",
     )
+    parser.add_argument(
+        "--write-deepspeed",
+        metavar="FILE",
+        help="write the DeepSpeed json of the run on --ranks GPUs; no run",
+    )
+    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="for --write-deepspeed")
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the launcher's
     return parser.parse_args()
 
@@ -80,15 +98,47 @@ def run_config(arguments: argparse.Namespace) -> RunConfig:
 
 
 def run(config: RunConfig, resume: str | None) -> int:
-    ranks = start_ranks()
+    ranks = start_ranks(config.parallel.timeout_minutes)
     quiet_libraries(main_rank=ranks.is_main)
     trainer = build_together(lambda: Trainer(config, ranks))
-    build_together(lambda: trainer.start(resume))
     if ranks.is_main:
-        print(describe(trainer, deepspeed.__version__), file=sys.stderr, flush=True)
-    if trainer.fit():
-        write_results(trainer)
+        remove_old_words(trainer.output)
+    peers = meet_peers()
+    try:
+        build_together(lambda: trainer.start(resume))
+        if ranks.is_main:
+            print(describe(trainer, deepspeed.__version__), file=sys.stderr, flush=True)
+            write_deepspeed_file(trainer)
+        if trainer.fit():
+            write_results(trainer)
+    except (NonFiniteError, SaveError) as error:  # the same on all ranks
+        trainer.say(f"\nerror: {error}\n")
+        return 1
+    except Exception as error:  # noqa: BLE001 - whatever it is, this rank shall not leave the others waiting
+        end_at_once(f"{explain(error, trainer.output, ranks.rank, peers, trainer.step)}", error, trainer)
     return 0
+
+
+def end_at_once(words: str, error: Exception, trainer: Trainer) -> NoReturn:
+    """Prints why and leaves without the farewells that other ranks would have to answer."""
+    if not words.startswith(f"rank {trainer.ranks.rank} lost"):
+        logging.getLogger("crossearth_sar").error("", exc_info=error)
+    print(f"\nerror: {words}\n  to do: {go_on_words(trainer.config)}\n", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def write_deepspeed_json(config: RunConfig, file: str, ranks: int) -> int:
+    """The json that a run of `config` on that many GPUs hands to DeepSpeed, after the checks of the run."""
+    layout = plan_layout(config, run_model_config(config, num_classes=1), ranks=ranks, on_gpu=True)
+    Path(file).write_text(json.dumps(deepspeed_config(config, layout), indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def write_deepspeed_file(trainer: Trainer) -> None:
+    """Beside the run, for the record: what DeepSpeed was given."""
+    text = json.dumps(deepspeed_config(trainer.config, trainer.layout), indent=2)
+    (trainer.output / "deepspeed.json").write_text(text + "\n", encoding="utf-8")
 
 
 def build_together(build: Callable[[], T]) -> T:
@@ -118,8 +168,9 @@ def describe(trainer: Trainer, deepspeed_version: str) -> str:
     lines = [
         f"{config.preset}: {parameters / 1e6:.1f}M parameters, {len(trainer.classes)} classes; "
         f"{config.steps} steps of {config.batch_size} images of {trainer.model_config.crop_size} pixels",
-        f"ranks: {ranks.size} ({where}); experts split over {trainer.ep_size}; "
-        f"ZeRO stage {config.parallel.zero_stage}; DeepSpeed {deepspeed_version}, torch {torch.__version__}",
+        f"ranks: {ranks.size} ({where}); experts split over {trainer.ep_size}; {_memory_words(trainer)}; "
+        f"DeepSpeed {deepspeed_version}, torch {torch.__version__}",
+        f"one forward pass of one image: {forward_flop(trainer.model_config) / 1e9:.1f} GFLOP",
         f"train {trainer.train_domain.name} ({len(trainer.train_domain)} images), held out "
         f"{trainer.validation.name} ({len(trainer.validation)}), unseen "
         + (", ".join(f"{d.name} ({len(d)})" for d in trainer.unseen) or "none"),
@@ -127,6 +178,18 @@ def describe(trainer: Trainer, deepspeed_version: str) -> str:
     if ranks.size == 1:
         lines.append("one rank: for more, run deepspeed --num_accelerators N train/cpt.py")
     return "\n".join(lines)
+
+
+def _memory_words(trainer: Trainer) -> str:
+    parallel = trainer.config.parallel
+    words = [f"ZeRO stage {parallel.zero_stage}", "bf16" if trainer.layout.use_bf16 else "fp32"]
+    if parallel.offload_optimizer != "none":
+        words.append(f"optimizer on {parallel.offload_optimizer}")
+    if parallel.offload_parameters != "none":
+        words.append(f"parameters on {parallel.offload_parameters}")
+    if parallel.activation_checkpointing:
+        words.append("activation checkpointing")
+    return ", ".join(words)
 
 
 def quiet_libraries(*, main_rank: bool) -> None:

@@ -37,12 +37,31 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """ep_size: ranks that share one set of experts; "auto" is the largest number that divides both the
-    experts and the ranks. zero_stage: 0 nothing, 1 optimizer states, 2 gradients too are partitioned; 0 is
-    for ep_size 1 only."""
+    """How ranks share the work and the memory; engine/layout.py refuses what cannot work together.
+
+    ep_size: ranks that share one set of experts; "auto" is the largest number that divides both the
+        experts and the ranks, 1 with ZeRO 3.
+    zero_stage: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too are partitioned; 0 and 3 are
+        for ep_size 1 only.
+    offload_optimizer: where masters and moments live and are stepped: on the device, in the host's memory, or
+        on NVMe (ZeRO 3 only). offload_parameters: the same for parameters, ZeRO 3 only.
+    nvme_path: folder on the NVMe of each node.
+    activation_checkpointing: keep only each block's input and compute the block again in backward.
+    balance: over which tokens the balance loss takes its shares f: those of a rank's pass, or of all ranks'.
+    timeout_minutes: after which a collective call that some rank never joins is an error.
+    """
 
     ep_size: int | Literal["auto"] = "auto"
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    nvme_path: str = ""
+    activation_checkpointing: bool = False
+    balance: Literal["local", "global"] = "local"
+    timeout_minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        require(self.timeout_minutes > 0, "parallel.timeout_minutes", self.timeout_minutes, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +74,13 @@ class RunConfig:
     train, validation, unseen: the source domain, images of it held out, and domains never trained on.
     batch_size: images per optimizer step over all ranks; accumulation: forward passes per step and rank.
     precision: "auto" is bf16 on a GPU and fp32 on a CPU, where bf16 is slower.
-    validate_every, save_every: steps. keep_checkpoints: newest ones left on disk.
+    validate_every, save_every: steps. keep_checkpoints: newest ones left on disk, and besides them the one
+        with the best validation mIoU, which is saved whenever it improves.
+    nonfinite: what a loss or gradient that is NaN or infinite does: "stop" ends the run, "skip" leaves the
+        step out and ends the run after nonfinite_limit such steps in a row. Both name the layer.
     validation_samples: at most so many images in validation while training; the final one takes all.
     pictures: rows of the prediction picture of each domain.
-    workers: loader processes per rank; 0 loads in the training process.
+    workers: loader processes per rank; 0 loads in the training process. prefetch: batches each has ready.
     """
 
     output: str
@@ -82,6 +104,9 @@ class RunConfig:
     keep_checkpoints: int = 2
     pictures: int = 4
     workers: int = 0
+    prefetch: int = 2
+    nonfinite: Literal["stop", "skip"] = "stop"
+    nonfinite_limit: int = 10
 
     def __post_init__(self) -> None:
         for name in (
@@ -92,6 +117,8 @@ class RunConfig:
             "validation_samples",
             "save_every",
             "keep_checkpoints",
+            "prefetch",
+            "nonfinite_limit",
         ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("pictures", "workers", "seed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ class Ranks:
         return self.rank == 0
 
 
-def start_ranks() -> Ranks:
+def start_ranks(timeout_minutes: float = 30.0) -> Ranks:
     """Joins the process group that the launcher prepared; alone, without a launcher, is a group of one.
 
-    On a CPU the machine's threads are shared among the local ranks.
+    On a CPU the machine's threads are shared among the local ranks. A collective call that some rank does
+    not join is an error after `timeout_minutes`; one that has died is noticed at once.
     """
     import deepspeed
 
@@ -54,7 +56,11 @@ def start_ranks() -> Ranks:
         _leave_collectives_to_gloo()
     if not dist.is_initialized():
         try:
-            deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+            deepspeed.init_distributed(
+                dist_backend="nccl" if on_gpu else "gloo",
+                timeout=datetime.timedelta(minutes=timeout_minutes),
+                verbose=False,
+            )
         except dist.DistNetworkError as error:
             raise InputError(
                 f"ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,16 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import RankPool, micro_run, shared_pool
+from ranks import RankPool, begin, micro_run, shared_pool
+from safetensors.torch import load_file
 
-from crossearth_sar.engine.checkpoint import list_checkpoints, load_checkpoint, read_state
+from crossearth_sar.engine.checkpoint import SaveError, list_checkpoints, load_checkpoint, read_state
 from crossearth_sar.engine.config import RunConfig
-from crossearth_sar.engine.distributed import first_error, start_ranks
 from crossearth_sar.engine.log import read_csv
-from crossearth_sar.engine.loop import Trainer
+from crossearth_sar.engine.optimizer_state import MOMENTS, OptimizerState, gather_weights
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import load_model
-from crossearth_sar.moe.expert_parallel import full_state_dict
 
 
 @pytest.fixture
@@ -37,20 +35,12 @@ def one_rank() -> RankPool:
     return shared_pool(1)
 
 
-def begin(config: RunConfig, resume: str | None = None) -> Trainer:
-    ranks = start_ranks()
-    torch.set_num_threads(1)
-    trainer = Trainer(config, ranks)
-    trainer.start(resume)
-    return trainer
-
-
 def fit(config: RunConfig, resume: str | None = None) -> dict[str, Any]:
     """The weights at the end, and the step this began with."""
     trainer = begin(config, resume)
     first = trainer.step
     trainer.fit()
-    weights = full_state_dict(trainer.engine.module)
+    weights = gather_weights(trainer.engine)
     return {
         "first": first,
         "weights": {name: value.detach().float().numpy().copy() for name, value in weights.items()},
@@ -68,9 +58,17 @@ def losses(output: Path) -> list[tuple[str, str, str]]:
         (1, {"parallel.zero_stage": 2, "precision": "bf16"}),
         (2, {"parallel.zero_stage": 0, "parallel.ep_size": 1}),
         (2, {"parallel.zero_stage": 1, "parallel.ep_size": 2}),
-        (2, {"parallel.zero_stage": 2, "parallel.ep_size": 1, "accumulation": 2}),
+        (2, {"parallel.zero_stage": 2, "parallel.ep_size": 2, "accumulation": 2, "precision": "bf16"}),
+        (2, {"parallel.zero_stage": 3, "parallel.offload_optimizer": "cpu"}),
     ],
-    ids=["1 rank", "1 rank, bf16", "2 ranks", "2 ranks, split experts", "2 ranks, ZeRO 2, accumulation"],
+    ids=[
+        "1 rank",
+        "1 rank, bf16",
+        "2 ranks",
+        "2 ranks, split experts",
+        "2 ranks, bf16, accumulation",
+        "ZeRO 3",
+    ],
 )
 def test_a_resumed_run_repeats_the_uninterrupted_one(
     tmp_path: Path, ranks: int, changes: dict[str, Any]
@@ -89,6 +87,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(
             assert (value == after["weights"][name]).all(), name
     names = [path.name for path in list_checkpoints(output / "checkpoints")]
     assert names == ["step-000003", "step-000006"]
+    assert read_state(output / "checkpoints" / names[1])["best"]["step"] == 6
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +95,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps on two ranks with split experts, with checkpoints of steps 2 and 4."""
     pytest.importorskip("deepspeed")
     output = tmp_path_factory.mktemp("finished") / "run"
-    shared_pool(2)(fit, micro_run(output, steps=4, save_every=2, keep_checkpoints=3))
+    shared_pool(2)(fit, micro_run(output, steps=4, save_every=2, keep_checkpoints=3, **FIXED))
     return output
 
 
@@ -116,31 +115,32 @@ def cut(path: Path, length: int) -> None:
 
 
 WEIGHTS = "model.safetensors"
+FIRST, LAST = (f"optimizer-0000{n}-of-00002.safetensors" for n in (1, 2))
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "a byte of the weights": lambda folder: flip(folder / WEIGHTS, -1000),
     "the weights' header": lambda folder: flip(folder / WEIGHTS, 20),
     "weights cut": lambda folder: cut(folder / WEIGHTS, 5000),
     "weights missing": lambda folder: (folder / WEIGHTS).unlink(),
-    "a byte of the first rank's optimizer": lambda folder: flip(folder / "optimizer-rank0.pt", 100_000),
-    "the last rank's optimizer cut": lambda folder: cut(folder / "optimizer-rank1.pt", 50_000),
-    "the last rank's optimizer empty": lambda folder: cut(folder / "optimizer-rank1.pt", 0),
-    "the last rank's optimizer missing": lambda folder: (folder / "optimizer-rank1.pt").unlink(),
+    "a byte of the first optimizer file": lambda folder: flip(folder / FIRST, 100_000),
+    "the last optimizer file cut": lambda folder: cut(folder / LAST, 50_000),
+    "the last optimizer file empty": lambda folder: cut(folder / LAST, 0),
+    "the last optimizer file missing": lambda folder: (folder / LAST).unlink(),
+    "the config cut": lambda folder: cut(folder / "config.json", 40),
     "the state cut": lambda folder: cut(folder / "state.json", 100),
 }
 
 
-def loading(output: Path, checkpoints: list[Path], changed_layout: dict[str, Any]) -> list[str | None]:
-    """What loading each of the checkpoints into a fresh run of the same kind says, on all ranks."""
-    trainer = begin(micro_run(output))
-    layout = {**trainer._layout(), **changed_layout}
-    said = []
+def loading(output: Path, checkpoints: list[Path]) -> list[str | None]:
+    """What loading each of the checkpoints into a fresh run of the same kind says, on this rank."""
+    trainer = begin(micro_run(output, **FIXED))
+    said: list[str | None] = []
     for checkpoint in checkpoints:
-        error = None
         try:
-            load_checkpoint(checkpoint, trainer.engine, trainer.ranks, layout)
-        except InputError as caught:
-            error = caught
-        said.append(first_error(error))
+            load_checkpoint(checkpoint, trainer.engine, trainer.ranks)
+        except InputError as error:
+            said.append(str(error))
+        else:
+            said.append(None)
     return said
 
 
@@ -153,63 +153,110 @@ def test_damage_is_found_and_a_good_checkpoint_named(
         damage(copy / "step-000004")
         damaged.append(copy / "step-000004")
     good = finished / "checkpoints" / "step-000004"
-    first, second = two_ranks(loading, tmp_path / "fresh", [good, *damaged], {})
+    first, second = two_ranks(loading, tmp_path / "fresh", [good, *damaged])
     assert first == second
     assert first[0] is None, "an intact one loads"
     for name, path, message in zip(DAMAGE, damaged, first[1:], strict=True):
         assert message is not None, name
-        assert str(path) in message, name
-        if name != "the state cut":
-            assert "is damaged" in message, name
-            assert f"--resume {path.parent / 'step-000002'}" in message, name
+        assert f"{path} is damaged" in message, name
+        assert f"--resume {path.parent / 'step-000002'}" in message, name
 
 
-def test_another_layout_is_refused_in_words(two_ranks: RankPool, finished: Path, tmp_path: Path) -> None:
+def test_auto_refuses_a_damaged_newest(two_ranks: RankPool, run_copy: Path) -> None:
+    flip(run_copy / "checkpoints" / "step-000004" / FIRST, 100_000)
+    for message in two_ranks(refusal, micro_run(run_copy, **FIXED), "auto"):
+        assert "step-000004 is damaged" in message
+        assert f"--resume {run_copy / 'checkpoints' / 'step-000002'}" in message
+
+
+def refusal(config: RunConfig, resume: str) -> str:
+    try:
+        begin(config, resume)
+    except InputError as error:
+        return str(error)
+    return "accepted"
+
+
+def restored(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
+    """What a run holds right after it went on from a checkpoint, and the losses it goes on with."""
+    trainer = begin(config, str(checkpoint))
+    optimizer = OptimizerState(trainer.engine)
+    wrong = []
+    on_disk = load_file(checkpoint / WEIGHTS)
+    for path in checkpoint.glob("optimizer-*"):
+        on_disk.update(load_file(path))
+    for name, value in gather_weights(trainer.engine).items():
+        if not torch.equal(value.detach(), on_disk.pop(name)):
+            wrong.append(name)
+    for name in optimizer.names:
+        for moment in MOMENTS:
+            if not torch.equal(optimizer.gather(name, moment), on_disk.pop(f"{moment}/{name}")):
+                wrong.append(f"{moment}/{name}")
+    steps = optimizer.adam_step
+    trainer.fit()
+    return {"wrong": [*wrong, *on_disk], "adam_step": (steps, OptimizerState(trainer.engine).adam_step)}
+
+
+ELSEWHERE: list[tuple[int, dict[str, Any]]] = [
+    (1, {"parallel.zero_stage": 0, "accumulation": 2}),
+    (1, {"parallel.zero_stage": 3, "accumulation": 2}),
+    (2, {"parallel.zero_stage": 2, "parallel.ep_size": 1}),
+    (2, {"parallel.zero_stage": 3}),
+    (4, {"parallel.zero_stage": 1, "parallel.ep_size": 1}),
+    (4, {"parallel.zero_stage": 2, "parallel.ep_size": 2, "parallel.offload_optimizer": "cpu"}),
+]
+FIXED = {"model.moe.standardize": "false"}
+"""Running statistics see the images of a pass together, so that they depend on accumulation."""
+
+
+@pytest.mark.parametrize(("ranks", "changes"), ELSEWHERE)
+def test_training_goes_on_at_another_layout(
+    finished: Path, tmp_path: Path, ranks: int, changes: dict[str, Any]
+) -> None:
+    """Saved by two ranks with split experts; masters, moments and step are those on disk, to the last bit."""
     checkpoint = finished / "checkpoints" / "step-000002"
-    for layout in ({"ep_size": 1}, {"zero_stage": 2}):
-        (message,) = two_ranks(loading, tmp_path / "fresh", [checkpoint], layout)[0]
-        assert message is not None
-        assert "another layout of ranks" in message
-        assert "'ep_size': 2, 'zero_stage': 1, 'ranks': 2" in message
-        assert "load_model" in message
-
-
-def test_another_number_of_ranks_is_refused(one_rank: RankPool, finished: Path, tmp_path: Path) -> None:
-    checkpoint = finished / "checkpoints" / "step-000002"
-    (message,) = one_rank(loading, tmp_path / "fresh", [checkpoint], {"ep_size": 2})[0]
-    assert "'ranks': 2" in str(message)
-    assert "'ranks': 1" in str(message)
+    output = tmp_path / "run"
+    config = micro_run(output, steps=4, **FIXED, **changes)
+    for found in shared_pool(ranks)(restored, config, checkpoint):
+        assert found["wrong"] == []
+        assert found["adam_step"] == (2, 4)
+    went_on = losses(output)
+    assert [step for step, _, _ in went_on] == ["2", "3"]
+    if ranks * changes.get("accumulation", 1) == 2:  # the same parts of a batch, so the same random points
+        for (_, loss, norm), (_, other_loss, other_norm) in zip(losses(finished)[2:], went_on, strict=True):
+            assert float(other_loss) == pytest.approx(float(loss), rel=1e-4)
+            assert float(other_norm) == pytest.approx(float(norm), rel=1e-3)
+    model, original = load_model(output / "checkpoints" / "step-000004"), load_model(checkpoint)
+    image = torch.rand(1, 1, 64, 64)
+    assert not torch.equal(model(image).decoder.class_logits, original(image).decoder.class_logits)
 
 
 def test_another_model_is_refused(one_rank: RankPool, tmp_path: Path) -> None:
-    one_rank(fit, micro_run(tmp_path / "wide", steps=1, **{"model.vit.dim": 64}))
+    one_rank(fit, micro_run(tmp_path / "wide", steps=1, **FIXED, **{"model.vit.dim": 64}))
     checkpoint = tmp_path / "wide" / "checkpoints" / "step-000001"
-    (message,) = one_rank(loading, tmp_path / "fresh", [checkpoint], {})[0]
+    (message,) = one_rank(loading, tmp_path / "fresh", [checkpoint])[0]
     assert "does not fit this run" in str(message)
     assert "backbone" in str(message)
 
 
-class Trap:
-    """Pickled, it would make a folder as soon as it is read."""
+def test_everything_is_json_or_safetensors(run_copy: Path) -> None:
+    checkpoint = run_copy / "checkpoints" / "step-000004"
+    for path in checkpoint.iterdir():
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        else:
+            assert path.suffix == ".safetensors"
+            assert load_file(path)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.folder),)
-
-
-def test_nothing_is_unpickled(one_rank: RankPool, tmp_path: Path) -> None:
-    one_rank(fit, micro_run(tmp_path / "run", steps=1))
-    checkpoint, trap = tmp_path / "run" / "checkpoints" / "step-000001", tmp_path / "sprung"
-    file = checkpoint / "optimizer-rank0.pt"
-    torch.save({**torch.load(file, weights_only=True), "extra": Trap(trap)}, file)
-    state = json.loads((checkpoint / "state.json").read_text())
-    state["sha256"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    (checkpoint / "state.json").write_text(json.dumps(state))
-    (message,) = one_rank(loading, tmp_path / "fresh", [checkpoint], {})[0]
-    assert message is not None
-    assert not trap.exists()
+def test_another_format_is_refused(one_rank: RankPool, run_copy: Path) -> None:
+    state = run_copy / "checkpoints" / "step-000004" / "state.json"
+    content = json.loads(state.read_text(encoding="utf-8"))
+    del content["format"]
+    state.write_text(json.dumps(content), encoding="utf-8")
+    (message,) = one_rank(refusal, micro_run(run_copy, **FIXED), str(state.parent))
+    assert "format 1" in message
+    assert "start a new run" in message
 
 
 def test_weights_load_without_ranks(run_copy: Path) -> None:
@@ -223,15 +270,13 @@ def test_weights_load_without_ranks(run_copy: Path) -> None:
 def test_what_a_checkpoint_says_of_itself(run_copy: Path) -> None:
     checkpoint = run_copy / "checkpoints" / "step-000004"
     state = read_state(checkpoint)
-    assert {key: state[key] for key in ("step", "ranks", "ep_size", "zero_stage")} == {
-        "step": 4,
-        "ranks": 2,
-        "ep_size": 2,
-        "zero_stage": 1,
-    }
+    says = {key: state[key] for key in ("format", "step", "adam_step", "ranks", "ep_size", "zero_stage")}
+    assert says == {"format": 2, "step": 4, "adam_step": 4, "ranks": 2, "ep_size": 2, "zero_stage": 1}
     assert state["run"]["preset"] == "crossearth_sar_tiny"
-    files = {path.name for path in checkpoint.iterdir()} - {"state.json", "config.json"}
-    assert set(state["sha256"]) == files == {WEIGHTS, "optimizer-rank0.pt", "optimizer-rank1.pt"}
+    files = {path.name for path in checkpoint.iterdir()} - {"state.json"}
+    assert set(state["sha256"]) == files == {WEIGHTS, "config.json", FIRST, LAST}
+    sizes = [(checkpoint / name).stat().st_size for name in (FIRST, LAST)]
+    assert max(sizes) < 1.2 * min(sizes), "ranks write equally much"
     with pytest.raises(InputError, match=r"no checkpoint at [\s\S]*--resume"):
         read_state(run_copy / "checkpoints" / "step-000003")
 
@@ -244,6 +289,33 @@ def test_only_complete_folders_count(tmp_path: Path) -> None:
     names = [path.name for path in list_checkpoints(tmp_path)]
     assert names == ["step-000003", "step-000020", "step-999999", "step-1000000"]
     assert list_checkpoints(tmp_path / "nowhere") == []
+
+
+def validated(config: RunConfig, scores: list[float]) -> list[str]:
+    """The checkpoints of a run whose validations give these mIoU; this one's word against the metric."""
+    trainer = begin(config)
+    validate = trainer._validate
+
+    def scored(bar: Any) -> Any:
+        validate(bar)
+        miou = scores[trainer.step - 1]
+        return (
+            {"step": trainer.step, "miou": miou}
+            if miou > (trainer.best or {"miou": -1})["miou"]
+            else trainer.best
+        )
+
+    trainer._validate = scored
+    trainer.fit()
+    return [path.name for path in list_checkpoints(trainer.checkpoints)]
+
+
+def test_the_best_is_kept_beside_the_newest(one_rank: RankPool, tmp_path: Path) -> None:
+    often = {"steps": 5, "validate_every": 1, "save_every": 5, "keep_checkpoints": 1}
+    config = micro_run(tmp_path / "run", **often)
+    assert one_rank(validated, config, [0.1, 0.5, 0.4, 0.3, 0.2]) == [["step-000002", "step-000005"]]
+    state = read_state(tmp_path / "run" / "checkpoints" / "step-000005")
+    assert state["best"] == {"step": 2, "miou": 0.5}
 
 
 def test_the_newest_are_kept_and_a_run_that_went_back_drops_its_old_future(
@@ -297,6 +369,56 @@ def test_a_kill_while_saving_leaves_the_one_before(one_rank: RankPool, tmp_path:
     (again,) = one_rank(fit, config, "auto")
     assert again["first"] == 2
     assert sorted(path.name for path in folder.iterdir()) == ["step-000002", "step-000004", "step-000006"]
+
+
+class FullDisk:
+    """Files below a folder cannot grow beyond some bytes, as on a full disk."""
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+
+    def __enter__(self) -> None:
+        from crossearth_sar.engine import checkpoint
+
+        self.save_file = checkpoint.save_file
+
+        def failing(tensors: Any, path: Path) -> None:
+            if self.part in str(path):
+                path.write_bytes(b"half of i")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.save_file(tensors, path)
+
+        checkpoint.save_file = failing
+
+    def __exit__(self, *reason: object) -> None:
+        from crossearth_sar.engine import checkpoint
+
+        checkpoint.save_file = self.save_file
+
+
+def fit_on_a_full_disk(config: RunConfig, part: str) -> str:
+    with FullDisk(part):
+        try:
+            fit(config)
+        except SaveError as error:
+            return str(error)
+    return "saved"
+
+
+def test_a_full_disk_loses_nothing(two_ranks: RankPool, tmp_path: Path) -> None:
+    """A rank cannot write its part of step 4: the run goes on; it fails in words when the last save does."""
+    output, often = tmp_path / "run", {"steps": 6, "save_every": 2, "keep_checkpoints": 1}
+    part = "step-000004/optimizer-00002"
+    assert two_ranks(fit_on_a_full_disk, micro_run(output, **often), part) == ["saved"] * 2
+    names = sorted(path.name for path in (output / "checkpoints").iterdir())
+    assert names == ["step-000006"], "neither a half nor a lost one"
+    shutil.rmtree(output)
+    for said in two_ranks(fit_on_a_full_disk, micro_run(output, **often), "step-000006/optimizer-00002"):
+        assert "step-000006 could not be written" in said
+        assert "No space left on device" in said
+        assert "--resume auto goes on from step-000004" in said
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000004"]
+    assert [again["first"] for again in two_ranks(fit, micro_run(output, **often), "auto")] == [4, 4]
 
 
 def test_auto_without_a_checkpoint_starts_anew(one_rank: RankPool, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from crossearth_sar.data.folder import FolderConfig
 from crossearth_sar.data.synthetic import SimulatorConfig
 from crossearth_sar.engine.config import OptimConfig, RunConfig, simulated_run
 from crossearth_sar.engine.distributed import Ranks
-from crossearth_sar.engine.loop import Trainer, deepspeed_config
+from crossearth_sar.engine.layout import check_machine, deepspeed_config, plan_layout, run_model_config
+from crossearth_sar.engine.loop import Trainer
 from crossearth_sar.errors import InputError
 
 
@@ -68,12 +70,61 @@ def test_a_batch_that_does_not_divide(
 def test_sizes_of_a_run_that_fits(tmp_path: Path) -> None:
     run = trainer(tmp_path, 2, batch_size=12, accumulation=3)
     assert (run.micro_batch, run.ep_size, run.model_config.num_classes) == (2, 2, 7)
-    settings = deepspeed_config(run.config, run.ranks, run.micro_batch)
+    settings = deepspeed_config(run.config, run.layout)
     assert settings["train_micro_batch_size_per_gpu"] == 2
     assert settings["gradient_accumulation_steps"] == 3
     assert settings["bf16"] == {"enabled": False}, "auto is fp32 on a CPU"
-    on_gpu = deepspeed_config(run.config, Ranks(0, 2, torch.device("cuda")), 2)
-    assert on_gpu["bf16"] == {"enabled": True}
+    on_gpu = plan_layout(run.config, run.model_config, ranks=2, on_gpu=True)
+    assert deepspeed_config(run.config, on_gpu)["bf16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"parallel.zero_stage": 0, "parallel.ep_size": 1, "precision": "bf16"},
+            "bf16 with parallel.zero_stage 0",
+        ),
+        (
+            {"parallel.zero_stage": 0, "parallel.ep_size": 1, "parallel.offload_optimizer": "cpu"},
+            "only ZeRO offloads",
+        ),
+        ({"parallel.zero_stage": 2, "parallel.offload_optimizer": "nvme"}, "only 3 has it"),
+        ({"parallel.zero_stage": 2, "parallel.offload_parameters": "cpu"}, "only 3 has it"),
+        ({"parallel.zero_stage": 3, "parallel.ep_size": 2}, "ZeRO 3 cannot split experts"),
+        ({"parallel.timeout_minutes": 0}, "timeout_minutes"),
+        ({"nonfinite": "ignore"}, "stop"),
+    ],
+)
+def test_what_cannot_work_together(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        trainer(tmp_path, 2, **changes)
+
+
+def test_zero_3_keeps_experts_whole(tmp_path: Path) -> None:
+    run = trainer(tmp_path, 2, **{"parallel.zero_stage": 3, "parallel.offload_parameters": "cpu"})
+    assert run.ep_size == 1
+    zero = deepspeed_config(run.config, run.layout)["zero_optimization"]
+    assert zero["stage"] == 3
+    assert zero["offload_param"] == {"device": "cpu", "pin_memory": False}
+
+
+def test_nvme_offload_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvme = {"parallel.zero_stage": 3, "parallel.offload_optimizer": "nvme"}
+    with pytest.raises(InputError, match="nvme_path is no folder"):
+        trainer(tmp_path, **nvme)
+    op_builder = pytest.importorskip("deepspeed.ops.op_builder")
+    works = False
+    builder = SimpleNamespace(is_compatible=lambda verbose: works)
+    monkeypatch.setattr(op_builder, "AsyncIOBuilder", lambda: builder)
+    with pytest.raises(InputError, match="libaio is missing"):
+        trainer(tmp_path, **nvme, **{"parallel.nvme_path": str(tmp_path)})
+    works = True
+    config = micro_run(tmp_path, **nvme, **{"parallel.nvme_path": str(tmp_path)})
+    check_machine(config)
+    layout = plan_layout(config, run_model_config(config, 7), ranks=1, on_gpu=True)
+    offload = deepspeed_config(config, layout)["zero_optimization"]["offload_optimizer"]
+    assert offload == {"device": "nvme", "pin_memory": True, "nvme_path": str(tmp_path)}
 
 
 def test_crops_that_differ(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run(*arguments: str, timeout: int = 240) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, timeout: int = 500) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         arguments,
         capture_output=True,
@@ -77,7 +77,7 @@ def start_and_signal(arguments: list[str], output: Path, at_step: int, number: i
         arguments, cwd=ROOT, env=child_environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while at_step not in losses(output):
         assert process.poll() is None, "the run ended before it was to be stopped"
         assert time.monotonic() < deadline, "the run did not come to the step to be stopped at"
@@ -138,13 +138,57 @@ def test_stopped_and_resumed_repeats_the_uninterrupted_run(
     start_and_signal(command(output, *settings), output, at_step=4, number=number)
     saved = sorted(path.name for path in (output / "checkpoints").glob("step-*"))
     assert saved, "a checkpoint was there to go on from"
-    done = run(*command(output, *settings, extra=("--resume",)))
+    done = run(*command(output, *settings, extra=("--resume", "auto")))
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{int(saved[-1].removeprefix('step-'))} of 12 steps are done" in done.stderr
     whole, resumed = losses(uninterrupted), losses(output)
     assert sorted(resumed) == sorted(whole)
     for step, (loss, rate) in whole.items():
         assert resumed[step] == pytest.approx((loss, rate), rel=1e-5), f"step {step}"
+
+
+def rank_processes(session: int) -> dict[int, int]:
+    """rank -> process number, of a launched run."""
+    found = {}
+    listing = subprocess.run(
+        ["ps", "-s", str(session), "-o", "pid="], capture_output=True, text=True, check=False
+    )
+    for pid in map(int, listing.stdout.split()):
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        ranks = [v for v in variables if v.startswith(b"RANK=")]
+        if ranks and b"cpt.py" in command_line and b"launch" not in command_line:
+            found.setdefault(int(ranks[0].removeprefix(b"RANK=")), pid)
+    return found
+
+
+def test_a_rank_that_dies_ends_the_job_with_the_reason(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = command(output, "steps=4000", "save_every=2", "validate_every=4000")
+    with (tmp_path / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            arguments, cwd=ROOT, env=child_environment(), start_new_session=True, stdout=said, stderr=said
+        )
+    deadline = time.monotonic() + 400
+    while 3 not in losses(output):
+        assert process.poll() is None, (tmp_path / "said.txt").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    victim = rank_processes(process.pid)[1]
+    os.kill(victim, signal.SIGKILL)
+    started = time.monotonic()
+    assert process.wait(timeout=60) != 0
+    assert time.monotonic() - started < 60
+    while session_alive(process.pid):
+        assert time.monotonic() - started < 60, "a rank outlived the job"
+        time.sleep(0.1)
+    words = (tmp_path / "said.txt").read_text()
+    assert f"rank 1 (process {victim} on" in words
+    assert "is gone without a word" in words
+    assert "--resume auto goes on from step-" in words
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""When a rank fails: who, why, and how the others learn of it.
+
+A rank with an error of its own leaves its words in the run's folder and ends. The others meet a broken
+connection in their next collective call, look for those words, and end with them; for a rank that was
+killed without a word they look whether its process is still there. So a job ends at once and says why; the
+launcher ends what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+WAIT_FOR_WORDS_S = 5.0
+_LOST_CONNECTION = (
+    "connection closed by peer",
+    "connection reset",
+    "broken pipe",
+    "timed out",
+    "nccl",
+    "gloo",
+)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A rank's process: where it runs and its number there."""
+
+    rank: int
+    host: str
+    pid: int
+
+
+def meet_peers() -> list[Peer]:
+    """All ranks' processes, in rank order; a collective call."""
+    peers: list[Peer | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(peers, Peer(dist.get_rank(), socket.gethostname(), os.getpid()))
+    return [peer for peer in peers if peer is not None]
+
+
+def remove_old_words(output: Path) -> None:
+    """Of an earlier run in this folder."""
+    for path in output.glob("failure-rank*.txt"):
+        path.unlink()
+
+
+def explain(error: BaseException, output: Path, rank: int, peers: list[Peer], step: int) -> str:
+    """The reason to print on this rank, left in `output` for the others when it is this rank's own.
+
+    Waits some seconds for others' words when the connection to them was lost.
+    """
+    if _is_lost_connection(error):
+        others = _others_words(output, rank, peers)
+        return f"rank {rank} lost its peers at step {step}: {others or str(error).splitlines()[0]}"
+    words = f"rank {rank} failed at step {step}: {type(error).__name__}: {error}"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        trace = "".join(traceback.format_exception(error))
+        (output / f"failure-rank{rank}.txt").write_text(f"{words}\n\n{trace}", encoding="utf-8")
+    except OSError as problem:  # a full disk, say: then the launcher's output alone has the words
+        words += f" (and the reason could not be left in {output}: {problem.strerror})"
+    return words
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _LOST_CONNECTION)
+
+
+def _others_words(output: Path, rank: int, peers: list[Peer]) -> str:
+    end = time.monotonic() + WAIT_FOR_WORDS_S
+    while time.monotonic() < end:
+        found = [path for path in sorted(output.glob("failure-rank*.txt")) if f"rank{rank}." not in path.name]
+        if found:
+            return "; ".join(path.read_text(encoding="utf-8").partition("\n")[0] for path in found)
+        gone = [peer for peer in peers if _is_gone(peer)]
+        if gone:
+            return "; ".join(
+                f"rank {peer.rank} (process {peer.pid} on {peer.host}) is gone without a word: killed, "
+                "perhaps for memory (see dmesg)"
+                for peer in gone
+            )
+        time.sleep(0.2)
+    return ""
+
+
+def _is_gone(peer: Peer) -> bool:
+    """Whether a process of this machine has ended; those of others count as there."""
+    if peer.host != socket.gethostname():
+        return False
+    try:
+        state = Path(f"/proc/{peer.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"

@@ -1,0 +1,148 @@
+"""A run that is killed again and again: a process that has imported everything forks the runs and kills them.
+
+    python tests/engine/kills.py FOLDER STEPS KILLS SEED
+
+Prints what it did; exit status 1 and the reason when a resume failed or the losses are not those of a run
+that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import deepspeed  # noqa: F401 - imported once for all runs
+import torch
+from ranks import begin, micro_run
+
+from crossearth_sar.engine import checkpoint
+from crossearth_sar.engine.log import read_csv
+from crossearth_sar.engine.loop import Trainer  # noqa: F401 - as above
+
+SAVE_EVERY = 2
+
+
+def main(folder: Path, steps: int, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    often = {"steps": steps, "save_every": SAVE_EVERY, "validate_every": 5, "keep_checkpoints": 2}
+    assert wait(start(micro_run(folder / "whole", **often), folder / "whole.txt", None)) == 0, (
+        "undisturbed run"
+    )
+    config = micro_run(folder / "killed", **often)
+    trap_at = {0: "save", 1: "prune"}  # the first two kills; the others come from outside, at random
+    for number in range(kills):
+        before = progress(folder / "killed")
+        child = start(config, folder / f"kill{number}.txt", trap_at.get(number))
+        if number in trap_at:
+            status = wait(child)
+            assert status == -signal.SIGKILL, f"the {trap_at[number]} trap did not spring: {status}"
+        else:
+            strike(child, folder / "killed", before[0] + chance.randint(0, 4), chance.uniform(0, 0.5))
+        done, saved = progress(folder / "killed")
+        print(
+            f"kill {number}: {trap_at.get(number, 'anywhere')}, {done} steps done, {saved} saved", flush=True
+        )
+        assert done - saved <= SAVE_EVERY, "more was lost than the steps since the last save"
+        assert saved >= before[1], "a checkpoint was lost"
+        if done == steps:
+            break
+    assert wait(start(config, folder / "last.txt", None)) == 0, (folder / "last.txt").read_text()[-2000:]
+    whole, killed = (losses(folder / name) for name in ("whole", "killed"))
+    assert whole == killed, f"another run: {whole} {killed}"
+    assert len(whole) == steps
+    left = sorted(path.name for path in (folder / "killed" / "checkpoints").iterdir())
+    assert not any(name.startswith(".writing") for name in left), left
+
+
+def start(config: Any, output: Path, trap: str | None) -> int:
+    """A run in a process of its own, resumed where it was; its number."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.environ["MASTER_PORT"] = str(port)
+        file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        torch.manual_seed(0)
+        if trap:
+            set_trap(trap)
+        begin(config, "auto").fit()
+        status = 0
+    finally:
+        if status:
+            import traceback
+
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def set_trap(kind: str) -> None:
+    """The process kills itself in its second save, with the files half there; or while it removes the old."""
+    if kind == "save":
+        calls = []
+        save_model = checkpoint.save_model
+
+        def half(*arguments: Any, **options: Any) -> None:
+            calls.append(1)
+            if len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            save_model(*arguments, **options)
+
+        checkpoint.save_model = half
+    else:
+
+        def removing(path: Path, **options: Any) -> None:
+            if "step-" in Path(path).name and not Path(path).name.startswith("."):
+                os.kill(os.getpid(), signal.SIGKILL)
+            rmtree(path, **options)
+
+        rmtree = shutil.rmtree
+        checkpoint.shutil.rmtree = removing  # type: ignore[assignment]
+
+
+def strike(child: int, output: Path, at_step: int, delay: float) -> None:
+    """Kills the run some time after it has done `at_step` steps, unless it ends before."""
+    end = time.monotonic() + 120
+    while progress(output)[0] < at_step and time.monotonic() < end:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return
+        time.sleep(0.01)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    wait(child)
+
+
+def wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def progress(output: Path) -> tuple[int, int]:
+    """Steps in the log, and in the newest complete checkpoint."""
+    rows = losses(output)
+    saved = checkpoint.list_checkpoints(output / "checkpoints")
+    return len(rows), int(saved[-1].name.removeprefix("step-")) if saved else 0
+
+
+def losses(output: Path) -> list[tuple[str, str, str]]:
+    path = output / "train.csv"
+    rows = read_csv(path) if path.exists() else []
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
