@@ -68,9 +68,11 @@ def activate_with_derivative(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr = 
             cdf = tl.where(x > 0.0, 1.0 - tail, tail)
         return x * cdf, cdf + x * density
     elif ACTIVATION == "gelu_tanh":
-        share = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        # sigmoid(2 u) (1 - sigmoid(2 u)) = exp(-2 u) sigmoid(2 u)^2, without the difference that cancels.
+        decay = tl.exp(tl.minimum(-1.5957691216057308 * (x + 0.044715 * x * x * x), 80.0))
+        share = 1.0 / (1.0 + decay)
         slope = 1.5957691216057308 * (1.0 + 0.134145 * x * x)
-        return x * share, share + x * share * (1.0 - share) * slope
+        return x * share, share + x * slope * (decay * share * share)
     else:
         tl.static_assert(ACTIVATION == "relu")
         return tl.maximum(x, 0.0), tl.where(x > 0.0, 1.0, 0.0)

@@ -57,21 +57,6 @@ def tile_product_by_columns(
 
 
 @triton.jit
-def activate_with_slope(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
-    """`activate_with_derivative`; for gelu_tanh without its 1 - sigmoid, which cancels for large x.
-
-    With e = exp(-2 u), sigmoid(2 u) (1 - sigmoid(2 u)) = e sigmoid(2 u)^2.
-    """
-    if ACTIVATION == "gelu_tanh":
-        decay = tl.exp(tl.minimum(-1.5957691216057308 * (x + 0.044715 * x * x * x), 80.0))
-        share = 1.0 / (1.0 + decay)
-        slope = 1.5957691216057308 * (1.0 + 0.134145 * x * x)
-        return x * share, share + x * slope * (decay * share * share)
-    else:
-        return activate_with_derivative(x, ACTIVATION, EXACT)
-
-
-@triton.jit
 def store_down_dgrad(
     product, row, end, gate, column, pre_ptr, dpre_ptr, act_ptr, share_ptr, rows, F,
     ACTIVATION: tl.constexpr, HAS_GATE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -96,7 +81,7 @@ def store_down_dgrad(
         place = row.to(tl.int64)[:, None] * F + columns[None, :]
         inside = (row < end)[:, None] & (columns < F)[None, :]
         pre = tl.load(pre_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        act, slope = activate_with_slope(pre, ACTIVATION, act_ptr.dtype.element_ty == tl.float32)
+        act, slope = activate_with_derivative(pre, ACTIVATION, act_ptr.dtype.element_ty == tl.float32)
         tl.store(act_ptr + place, act.to(act_ptr.dtype.element_ty), mask=inside)
         dpre = product * slope
         if HAS_GATE:
