@@ -73,18 +73,20 @@ class StateBytes:
     """Bytes of one rank that do not depend on the images.
 
     optimizer: fp32 masters (with ZeRO or bf16) and AdamW's two moments. host: those of the three that
-    offloading keeps in the host's memory. buckets: ZeRO's communication buffers.
+    offloading keeps in the host's memory. buckets: ZeRO's communication buffers. replica: the whole model in
+    fp32, which validation runs and which is filled from all ranks before it.
     """
 
     weights: float
     gradients: float
     optimizer: float
     buckets: float
+    replica: float
     host: float = 0.0
 
     @property
     def device(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.buckets
+        return self.weights + self.gradients + self.optimizer + self.buckets + self.replica
 
 
 def state_bytes(
@@ -110,9 +112,14 @@ def state_bytes(
     optimizer = (masters + 2 * FP32) * (partition if zero_stage else held)
     largest = min(held, BUCKET_ELEMENTS)
     buckets = element * largest * (2 if zero_stage >= 2 else 1) if zero_stage and ranks > 1 else 0.0
-    if offload_optimizer:
-        return StateBytes(weights=weights, gradients=gradients, optimizer=0, buckets=buckets, host=optimizer)
-    return StateBytes(weights=weights, gradients=gradients, optimizer=optimizer, buckets=buckets)
+    return StateBytes(
+        weights=weights,
+        gradients=gradients,
+        optimizer=0.0 if offload_optimizer else optimizer,
+        buckets=buckets,
+        replica=FP32 * count.total,
+        host=optimizer if offload_optimizer else 0.0,
+    )
 
 
 @cache

@@ -161,7 +161,7 @@ def _count_lines(name: str, count: ParameterCount) -> list[str]:
 
 def _table(plans: Sequence[Plan], best: Plan | None) -> list[str]:
     lines = [
-        "  ZeRO  ep  recompute  offload    weights  gradients  optimizer  buckets  states  per image"
+        "  ZeRO  ep  recompute  offload    weights  gradients  optimizer  buckets  replica  states  per image"
         "  images  host"
     ]
     for plan in plans:
@@ -171,6 +171,7 @@ def _table(plans: Sequence[Plan], best: Plan | None) -> list[str]:
             (states.gradients, 9),
             (states.optimizer, 9),
             (states.buckets, 7),
+            (states.replica, 7),
             (states.device, 6),
             (plan.activations_per_image, 9),
         )
