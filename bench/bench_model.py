@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from harness import ERROR_LIMIT, require_close, time_interleaved, write_report
-from pictures import ratio_figure
+from ratio_pictures import ratio_figure
 from torch import Tensor, nn
 
 from crossearth_sar.backend import moe_backend_status

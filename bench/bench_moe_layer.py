@@ -35,7 +35,7 @@ from harness import (
 from moe_peers import build_contenders, first_line
 from moe_problem import NUM_EXPERTS, SHARES, Absent, Contender, Problem, Scope, make_problem, reference
 from moe_targets import judge
-from pictures import ratio_figure
+from ratio_pictures import ratio_figure
 from torch import Tensor
 
 from crossearth_sar.backend import moe_backend_status, resolve_moe_backend

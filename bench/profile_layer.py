@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from harness import write_report
 from moe_problem import NUM_EXPERTS, SHARES, Problem, make_problem
-from pictures import stage_figure
+from ratio_pictures import stage_figure
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 

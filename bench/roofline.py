@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pictures import STAGE_COLORS
+from ratio_pictures import STAGE_COLORS
 
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.figures.canvas import GRID, INK, SOFT_INK, new_figure, save
