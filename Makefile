@@ -3,6 +3,7 @@
 #   make cpt     pre-train the tiny model on simulated SAR and end with numbers and pictures in runs/cpt
 #   make test    lint, types, tests
 #   make bench   the MoE layer, its kernels and the model side by side with their peers; reports in runs/bench
+#   make bench22 the 22 benchmarks in miniature, on simulated data; make ablations: one axis at a time beside it
 #   make gpu-check   on a machine with a GPU: tests, sanitizer, benchmarks and profile in nine minutes
 #   make venv    only the environment
 #
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One rank per GPU; two on a machine without one, so that expert parallelism is at work there too.
 RANKS ?= $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_count() or 2)')
 
-.PHONY: venv cpt test bench gpu-check
+.PHONY: venv cpt test bench bench22 ablations gpu-check
 
 venv: $(VENV)/.installed
 
@@ -51,6 +52,14 @@ bench: venv
 	$(BIN)/python bench/bench_grouped_gemm.py --out "$(BENCH_OUT)/grouped-gemm"
 	$(BIN)/python bench/bench_model.py --out "$(BENCH_OUT)/model"
 	$(BIN)/python bench/profile_layer.py --out "$(BENCH_OUT)/profile"
+
+# Both go on where they were stopped and share what is finished; their ARGS are those of the scripts:
+# make bench22 ARGS="--set steps=1200", make ablations ARGS="--axes gate descriptors".
+bench22: venv
+	$(BIN)/python bench/bench22.py $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+ablations: venv
+	$(BIN)/python bench/ablations.py $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 gpu-check: $(if $(GPU_PYTHON),,venv)
 	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(GPU_PYTHON),$(BIN)/python) bench/gpu_check.py \

@@ -1,0 +1,166 @@
+"""Ablations over the miniature of the 22 benchmarks: one axis at a time from the default, paired by seed.
+
+    python bench/ablations.py [--axes gate descriptors] [--seeds 0 1 2] [--rows …] [--out FOLDER]
+
+Axes: balance, descriptors, experts, top_k, gate. Rows: one per kind of gap unless told. Finished runs are
+shared with bench22.py when --work and the budget are the same. Axes run in the order given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench22 import argument_parser, parsed
+from harness import markdown_table, write_report
+from miniature_model import Setting
+from miniature_runs import (
+    RunStore,
+    count_runs,
+    describe_budget,
+    flat_runs,
+    level,
+    paired,
+    run_all,
+    seed_means,
+    verdict,
+)
+
+from crossearth_sar.evaluation.miniature import one_per_gap
+from crossearth_sar.presets import DESCRIPTOR_ORDER, MoEConfig
+
+BASE = MoEConfig()
+
+
+def _changed(**changes: object) -> Setting:
+    return Setting(moe=dataclasses.replace(BASE, **changes))  # type: ignore[arg-type]
+
+
+AXES: dict[str, dict[str, Setting]] = {
+    "gate": {gate: _changed(gate=gate) for gate in ("normalized", "straight_through", "probability")},
+    "descriptors": {
+        "all": _changed(),
+        "none": _changed(descriptors=()),
+        "shuffled between images": Setting(moe=BASE, shuffled=True),
+        **{f"{name} only": _changed(descriptors=(name,)) for name in DESCRIPTOR_ORDER},
+    },
+    "balance": {f"weight {BASE.balance_weight}": _changed(), "off": _changed(balance_weight=0.0)},
+    "experts": {f"n={n}": _changed(num_experts=n) for n in (6, 5, 4, 3)},
+    "top_k": {f"k={k}": _changed(top_k=k) for k in (1, 2, 3)},
+}
+"""Axis -> value -> what is run; every axis contains the default model once."""
+
+
+def main() -> None:
+    parser = argument_parser(__doc__ or "", Path("runs/bench22/ablations"), list(one_per_gap()))
+    parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
+    arguments = parsed(parser)
+    store = RunStore(arguments.work, arguments.budget)
+    if not arguments.report_only:
+        for axis in arguments.axes:
+            run_all(
+                store, store.jobs(AXES[axis].values(), arguments.seeds, arguments.rows), arguments.processes
+            )
+    print(report(store, arguments.axes, arguments.seeds, arguments.rows, arguments.out))
+
+
+def report(store: RunStore, axes: Sequence[str], seeds: Sequence[int], rows: Sequence[str], out: Path) -> str:
+    """Writes README.md, results.csv and results.json of what the store holds; returns the first."""
+    settings = {f"{axis}: {value}": s for axis in axes for value, s in AXES[axis].items()}
+    distinct = dict.fromkeys(settings.values())
+    finished, wanted = count_runs(store, distinct, seeds, rows), len(distinct) * len(seeds) * len(rows)
+    if finished == 0:
+        return f"Nothing is finished yet: 0 of {wanted} runs."
+    table = [line for axis in axes for line in axis_table(store, axis, seeds, rows)]
+    body = [
+        f"{finished} of {wanted} runs are finished: {len(distinct)} settings x {len(seeds)} seeds x "
+        f"{len(rows)} rows ({', '.join(rows)}).",
+        "",
+    ]
+    for axis in axes:
+        body += [f"## {axis}", "", best_of(store, axis, seeds, rows), ""]
+        body += [*markdown_table(axis_table(store, axis, seeds, rows)), ""]
+    return write_report(
+        out,
+        "Ablations on the miniature benchmarks",
+        table,
+        notes(store),
+        body=body,
+        extra={
+            "finished": finished,
+            "wanted": wanted,
+            "budget": dataclasses.asdict(store.budget),
+            "runs": flat_runs(store, settings, seeds, rows),
+        },
+    )
+
+
+def axis_table(
+    store: RunStore, axis: str, seeds: Sequence[int], rows: Sequence[str]
+) -> list[dict[str, object]]:
+    """A line per value: mIoU on the targets, the difference to the default, and how the experts are used."""
+    default = next(value for value, setting in AXES[axis].items() if setting == Setting(moe=BASE))
+    lines = []
+    for value, setting in AXES[axis].items():
+        found = level(store, setting, seeds, rows)
+        difference = paired(store, setting, AXES[axis][default], seeds, rows)
+        lines.append(
+            {
+                "axis": axis,
+                "value": value,
+                "mIoU": str(found) if found.seeds else "–",
+                "seeds": found.seeds,
+                f"difference to the default {BASE.gate}, n={BASE.num_experts}, k={BASE.top_k}": "default"
+                if value == default
+                else difference.as_difference()
+                if difference.seeds
+                else "–",
+                "experts in use": _mean(
+                    seed_means(store, setting, seeds, rows, "effective_experts"), "{:.1f}"
+                ),
+                "largest share": _mean(seed_means(store, setting, seeds, rows, "largest_share"), "{:.2f}"),
+            }
+        )
+    return lines
+
+
+def best_of(store: RunStore, axis: str, seeds: Sequence[int], rows: Sequence[str]) -> str:
+    """Which value of the axis has the highest mean, and whether the seeds tell it from each other one."""
+    levels = {value: level(store, setting, seeds, rows) for value, setting in AXES[axis].items()}
+    most = max(found.seeds for found in levels.values())
+    ranked = sorted((v for v in levels if levels[v].seeds == most > 0), key=lambda v: -levels[v].mean)
+    missing = [value for value in levels if value not in ranked]
+    if len(ranked) < 2:
+        return f"Not decided: fewer than two values are finished ({', '.join(missing)} missing)."
+    best, *others = ranked
+    against = {v: paired(store, AXES[axis][best], AXES[axis][v], seeds, rows) for v in others}
+    tied = [value for value, difference in against.items() if not difference.excludes_zero]
+    text = f"Highest mean: **{best}**, {levels[best]} over {most} seeds. "
+    text += " ".join(verdict(f"Against {value}", difference) for value, difference in against.items())
+    if tied:
+        text += f" By this evidence {best} is not better than {', '.join(tied)}."
+    else:
+        text += f" By this evidence, at this budget, {best} is best."
+    return text + (f" Not ranked, with fewer seeds: {', '.join(missing)}." if missing else "")
+
+
+def _mean(values: dict[int, float], form: str) -> str:
+    return form.format(sum(values.values()) / len(values)) if values else "–"
+
+
+def notes(store: RunStore) -> list[str]:
+    return [
+        "Simulated images; see bench22.py for the protocol. mIoU in percent on the target domain, mean over "
+        "the rows; ± is the standard deviation over seeds, brackets hold Student's 95 % interval of the "
+        "paired difference. With three seeds these are wide; they are not corrected for their number.",
+        "«experts in use»: exp of the entropy of the experts' token shares on the targets, mean over layers; "
+        "«largest share»: of any expert in any layer, mean over rows.",
+        "«shuffled between images»: the router gets the descriptors of another image of the batch, in "
+        "training and in the scores. A row's images come from one sensor, so the control differs in content.",
+        describe_budget(store.budget),
+    ]
+
+
+if __name__ == "__main__":
+    main()
