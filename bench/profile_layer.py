@@ -97,10 +97,11 @@ def stage_of(name: str, shapes: list[Any], direction: str, dims: tuple[int, int]
 def _which_product(name: str, shapes: list[Any], direction: str, dims: tuple[int, int]) -> str:
     """Which of the layer's products, from the operands' shapes; «product» where they do not say."""
     dim, hidden = dims
-    matrices = [shape for shape in shapes if len(shape) >= 2]
-    left, right = (matrices[1:3] if "addmm" in name and len(matrices) > 2 else matrices[:2]) or ([], [])
-    if not left:
+    # addmm's first input is what is added, a vector or a matrix.
+    operands = shapes[1:3] if "addmm" in name else [shape for shape in shapes if len(shape) >= 2][:2]
+    if len(operands) < 2 or min(map(len, operands)) < 2:
         return "product"
+    left, right = operands
     # left (rows, depth) times right (depth, columns); linear's weight is (columns, depth).
     rows, depth, columns = left[-2], left[-1], right[-2] if "linear" in name else right[-1]
     if NUM_EXPERTS in (rows, columns):
