@@ -22,7 +22,13 @@ from torch import Tensor
 
 from crossearth_sar.kernels.activations import ACTIVATIONS, activate_with_derivative
 from crossearth_sar.kernels.ahead import AheadCase
-from crossearth_sar.kernels.grouped_forward import on_device_of, place_in_order, split_columns, sum_over_k
+from crossearth_sar.kernels.grouped_forward import (
+    grouped_constants,
+    on_device_of,
+    place_in_order,
+    split_columns,
+    sum_over_k,
+)
 from crossearth_sar.kernels.ragged import locate_row_tile, max_row_tiles
 from crossearth_sar.kernels.tiles import DTYPES, Tiles, candidates, choose_tiles, current_arch
 
@@ -244,7 +250,7 @@ def grouped_down_dgrad(
         )
         grouped_down_dgrad_kernel[(row_tiles * column_tiles,)](
             dy_TD, source_row, offsets, w2, gate, pre_NF, dpre_NF, act_NF, share, row_tiles, rows,
-            depth, columns, TOP_K=top_k, ACTIVATION=activation, **_constants(tiles, experts, depth),
+            depth, columns, TOP_K=top_k, ACTIVATION=activation, **grouped_constants(tiles, experts, depth),
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
         if dgate is not None:
@@ -310,7 +316,8 @@ def grouped_up_dgrad(
         row_tiles = max_row_tiles(rows, experts, tiles.block_m)
         grouped_up_dgrad_kernel[(row_tiles * triton.cdiv(columns, tiles.block_n),)](
             dpre_NF, source_row, offsets, w1, dx_AD, row_tiles, depth, columns,
-            **_constants(tiles, experts, depth), num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            **grouped_constants(tiles, experts, depth),
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
     if rows > 0:
@@ -362,19 +369,6 @@ def _assignments(source_row: Tensor | None, rows_in: Tensor) -> Tensor:
     return torch.arange(len(rows_in), device=rows_in.device) if source_row is None else source_row.long()
 
 
-def _constants(tiles: Tiles, experts: int, depth: int) -> dict[str, object]:
-    return {
-        "E": experts,
-        "E_POW2": triton.next_power_of_2(experts),
-        "EVEN_DEPTH": depth % tiles.block_k == 0,
-        "BLOCK_M": tiles.block_m,
-        "BLOCK_N": tiles.block_n,
-        "BLOCK_K": tiles.block_k,
-        "GROUP_M": tiles.group_m,
-        "PARTS": tiles.epilogue_parts,
-    }
-
-
 def ahead_cases(arch: str) -> list[AheadCase]:
     """Every shipped configuration in bf16, with routing and gate and without; one in fp16; fp32."""
     cases = []
@@ -393,7 +387,7 @@ def _ahead_case(
     kernel_name: str, tiles: Tiles, dtype: str, *, bare: bool = False, activation: str = "gelu"
 ) -> AheadCase:
     """`bare`: no routing, no gate and no gate gradient, and a depth that the block does not divide."""
-    constants = _constants(tiles, 6, tiles.block_k if not bare else tiles.block_k + 16)
+    constants = grouped_constants(tiles, 6, tiles.block_k if not bare else tiles.block_k + 16)
     operand = f"*{dtype}"
     signature = {
         "source_row_ptr": "*i32", "offsets_ptr": "*i32", "weight_ptr": operand, "dpre_ptr": operand,

@@ -219,7 +219,7 @@ def grouped_up(
         row_tiles = max_row_tiles(rows, experts, tiles.block_m)
         grouped_up_kernel[(row_tiles * triton.cdiv(columns, tiles.block_n),)](
             x_TD, source_row, offsets, w1, b1, act_NF, pre_NF, row_tiles, depth, columns,
-            TOP_K=top_k, ACTIVATION=activation, **_constants(tiles, experts, depth),
+            TOP_K=top_k, ACTIVATION=activation, **grouped_constants(tiles, experts, depth),
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
@@ -272,7 +272,8 @@ def grouped_down(
         row_tiles = max_row_tiles(rows, experts, tiles.block_m)
         grouped_down_kernel[(row_tiles * triton.cdiv(columns, tiles.block_n),)](
             act_NF, source_row, offsets, w2, b2, gate, y_AD, row_tiles, depth, columns,
-            **_constants(tiles, experts, depth), num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            **grouped_constants(tiles, experts, depth),
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
     if rows > 0:
@@ -386,7 +387,8 @@ def _linear_by_expert(rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tenso
     return torch.cat([F.linear(part, w, b) for part, w, b in parts])
 
 
-def _constants(tiles: Tiles, experts: int, depth: int) -> dict[str, object]:
+def grouped_constants(tiles: Tiles, experts: int, depth: int) -> dict[str, object]:
+    """The compile-time arguments that all grouped GEMMs share."""
     return {
         "E": experts,
         "E_POW2": triton.next_power_of_2(experts),
@@ -413,7 +415,7 @@ def ahead_cases(arch: str) -> list[AheadCase]:
 
 def _ahead_case(kernel_name: str, tiles: Tiles, dtype: str, *, bare: bool = False) -> AheadCase:
     """`bare`: no routing, no gate, nothing saved, and a depth that the block does not divide."""
-    constants = _constants(tiles, 6, tiles.block_k if not bare else tiles.block_k + 16)
+    constants = grouped_constants(tiles, 6, tiles.block_k if not bare else tiles.block_k + 16)
     operand = f"*{dtype}"
     signature = {
         "source_row_ptr": "*i32",

@@ -8,6 +8,8 @@ T tokens, N routed rows, D dim, F hidden, E experts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,12 +43,31 @@ def grouped_mm_ffn(
             expected=" | ".join(str(dtype) for dtype in GROUPED_MM_DTYPES),
             fix="backend='reference' takes any",
         )
+    ends = plan.offsets[1:]
+
+    def product(rows_NP: Tensor, weight_EQP: Tensor) -> Tensor:
+        return F.grouped_mm(rows_NP, weight_EQP.transpose(1, 2), offs=ends)
+
+    return composed_ffn(product, x_TD, gate_A, plan, w1_EFD, b1_EF, w2_EDF, b2_ED, activation)
+
+
+def composed_ffn(
+    product: Callable[[Tensor, Tensor], Tensor],
+    x_TD: Tensor,
+    gate_A: Tensor | None,
+    plan: DispatchPlan,
+    w1_EFD: Tensor,
+    b1_EF: Tensor,
+    w2_EDF: Tensor,
+    b2_ED: Tensor,
+    activation: str,
+) -> Tensor:
+    """`grouped_ffn` around a grouped GEMM: `product` takes (N, P) rows and (E, Q, P) weights to (N, Q)."""
     grouped = plan.source_row is None
     rows_ND = x_TD if grouped else gather_rows(x_TD, plan)
-    ends, expert_N = plan.offsets[1:], expert_of_row(plan.offsets, rows_ND.shape[0])
-    hidden_NF = F.grouped_mm(rows_ND, w1_EFD.transpose(1, 2), offs=ends)
-    hidden_NF = ACTIVATIONS[activation](hidden_NF + b1_EF.index_select(0, expert_N))
-    out_ND = F.grouped_mm(hidden_NF, w2_EDF.transpose(1, 2), offs=ends) + b2_ED.index_select(0, expert_N)
+    expert_N = expert_of_row(plan.offsets, rows_ND.shape[0])
+    hidden_NF = ACTIVATIONS[activation](product(rows_ND, w1_EFD) + b1_EF.index_select(0, expert_N))
+    out_ND = product(hidden_NF, w2_EDF) + b2_ED.index_select(0, expert_N)
     if grouped:
         return out_ND if gate_A is None else out_ND * gate_A[:, None]
     return combine_rows(out_ND, gate_A, plan)

@@ -9,14 +9,14 @@ T tokens, N routed rows, D dim, F hidden, E experts.
 from __future__ import annotations
 
 import importlib
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from crossearth_sar.errors import InputError
-from crossearth_sar.moe.activations import ACTIVATIONS
-from crossearth_sar.moe.dispatch import DispatchPlan, combine_rows, gather_rows
-from crossearth_sar.moe.grouped_mm import expert_of_row
+from crossearth_sar.moe.dispatch import DispatchPlan
+from crossearth_sar.moe.grouped_mm import composed_ffn
 
 
 def megablocks_ffn(
@@ -42,13 +42,6 @@ def megablocks_ffn(
             fix="run under torch.autocast('cuda', torch.bfloat16), or take another backend",
         )
     gmm = importlib.import_module("megablocks.grouped_gemm_util").ops.gmm
-    grouped = plan.source_row is None
-    rows_ND = x_TD if grouped else gather_rows(x_TD, plan)
-    expert_N = expert_of_row(plan.offsets, rows_ND.shape[0])
     counts = plan.offsets.diff().cpu().long()
-    hidden_NF = gmm(rows_ND, w1_EFD, counts, trans_b=True) + b1_EF.index_select(0, expert_N)
-    out_ND = gmm(ACTIVATIONS[activation](hidden_NF), w2_EDF, counts, trans_b=True)
-    out_ND = out_ND + b2_ED.index_select(0, expert_N)
-    if grouped:
-        return out_ND if gate_A is None else out_ND * gate_A[:, None]
-    return combine_rows(out_ND, gate_A, plan)
+    product = partial(gmm, batch_sizes=counts, trans_b=True)
+    return composed_ffn(product, x_TD, gate_A, plan, w1_EFD, b1_EF, w2_EDF, b2_ED, activation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -229,3 +231,23 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
 def test_grouped_mm_names_the_dtypes_it_knows() -> None:
     with pytest.raises(InputError, match="float64"):
         PhysicsGuidedMoE(16, backend="grouped_mm").double()(torch.randn(1, 3, 16, dtype=torch.float64))
+
+
+def test_megablocks_is_called_as_its_gemm_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in of its signature, for the package needs CUDA: counts on the host, weights (E, Q, P)."""
+
+    def gmm(a: Tensor, b: Tensor, batch_sizes: Tensor, trans_b: bool = False) -> Tensor:
+        assert trans_b
+        assert batch_sizes.device.type == "cpu"
+        assert batch_sizes.dtype == torch.int64
+        return torch.cat([r @ w.T for r, w in zip(a.split(batch_sizes.tolist()), b, strict=True)])
+
+    stand_in = types.SimpleNamespace(ops=types.SimpleNamespace(gmm=gmm))
+    monkeypatch.setitem(sys.modules, "megablocks.grouped_gemm_util", stand_in)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "megablocks", types.ModuleType("megablocks"))
+    tensors, index = case(40, top_k=2, dtype=torch.bfloat16)
+    got = ours(index, "gelu", "megablocks")(tensors)
+    expected = ours(index, "gelu", "grouped_mm")(tensors)
+    torch.testing.assert_close(got, expected, rtol=0.03, atol=0.03)
+    with pytest.raises(InputError, match="bfloat16"):
+        ours(index, "gelu", "megablocks")([t.float() for t in tensors])
