@@ -167,24 +167,19 @@ ALL_LAYOUTS = [
 @pytest.mark.parametrize(("ranks", "changes"), ALL_LAYOUTS)
 def test_thirty_steps_in_every_layout(tmp_path: Path, ranks: int, changes: dict[str, Any]) -> None:
     pytest.importorskip("deepspeed")
-    # Rounding can flip a choice between all but equal points, queries, experts or sides of a mask's
-    # threshold, which is no fault of a layout; after it, runs drift apart. Uniform points, a fixed matching
-    # and a small rate leave few such choices, and none in the first ten steps.
+    # A rate at which rounding does not grow: at 1e-4 it doubles every step, as it would between two machines,
+    # until it flips a rectifier, a side of a mask's threshold or an expert (bench/reports/LOG.md).
     long = {
         "steps": 30,
         "batch_size": 12,
         "optim__warmup_steps": 5,
-        "optim__lr": 1e-4,
+        "optim__lr": 2e-5,
         "model__decoder__importance_ratio": 0,
     }
     wanted = run(tmp_path, 1, parallel__zero_stage=0, **long)[0]
     found = run(tmp_path, ranks, **changes, **long)
+    assert wanted["loss"][-1] < 0.98 * wanted["loss"][0], "a run that learns nothing agrees with any other"
     for name in ("loss", "grad_norm"):
-        differences = np.abs(np.array(found[0][name]) / np.array(wanted[name]) - 1)
-        print(
-            f"{ranks} ranks, {words(changes)}: {name} differs by at most {differences.max():.1e}, "
-            f"in the median {np.median(differences):.1e}"
-        )
-        assert differences[:10].max() <= 1e-4, name
-        assert np.median(differences) <= 1e-4, name
-        assert differences.max() <= 1e-2, name
+        difference = np.abs(np.array(found[0][name]) / np.array(wanted[name]) - 1).max()
+        print(f"{ranks} ranks, {words(changes)}: {name} differs by at most {difference:.1e}")
+    compare(found, wanted)
