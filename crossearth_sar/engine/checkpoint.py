@@ -226,13 +226,6 @@ def _read_tensors(checkpoint: Path, engine: Any, state: dict[str, Any]) -> None:
 
 def _check_fits(checkpoint: Path, engine: Any) -> None:
     """InputError unless names and shapes on disk are those of this run's model."""
-    if OptimizerState(engine).on_nvme:
-        raise InputError(
-            "a run with its optimizer on NVMe cannot be resumed there",
-            got="parallel.offload_optimizer nvme with --resume",
-            expected="a place that moments can be put back into",
-            fix="--set parallel.offload_optimizer=cpu; checkpoints fit every layout",
-        )
     experts = dict(expert_parameters(engine.module))
     parameters = dict(engine.module.named_parameters())
     wanted = {

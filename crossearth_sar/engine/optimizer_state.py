@@ -12,6 +12,7 @@ moments of the first parameter group alone; the partitions themselves are read h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class Fragment:
     """This rank's part of one flattened parameter: elements start .. start + numel, at `offset` of `flat`.
 
     flat: the tensor that the inner optimizer steps, float32. group: the ranks that hold the other parts;
-    None when this rank holds all. numel is 0 on a rank without a part.
+    None when this rank holds all. numel is 0 on a rank without a part. subgroup: stage 3's number of `flat`.
     """
 
     flat: Tensor
@@ -37,6 +38,7 @@ class Fragment:
     start: int
     numel: int
     group: Any
+    subgroup: int | None = None
 
 
 class OptimizerState:
@@ -88,9 +90,10 @@ class OptimizerState:
             return
         experts = self._experts.get(name)
         own = whole if experts is None else experts.own_slice(whole)
-        target = fragment.flat if moment is None else self._inner.state[fragment.flat][moment]
         part = own.reshape(-1).narrow(0, fragment.start, fragment.numel)
-        target.data.view(-1).narrow(0, fragment.offset, fragment.numel).copy_(part)
+        with self._in_memory(fragment):
+            target = fragment.flat if moment is None else self._inner.state[fragment.flat][moment]
+            target.data.view(-1).narrow(0, fragment.offset, fragment.numel).copy_(part)
 
     def prepare(self, adam_step: int) -> None:
         """Makes room for moments as after `adam_step` steps, zeros until `scatter` fills them."""
@@ -98,11 +101,26 @@ class OptimizerState:
             fragment = self._fragment(self._parameters[name])
             if not fragment.numel:
                 continue
-            flat, state = fragment.flat, self._inner.state[fragment.flat]
+            state = self._inner.state[fragment.flat]
             if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-                state.update({moment: torch.zeros_like(flat.data) for moment in MOMENTS})
+                with self._in_memory(fragment):
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state.update({moment: torch.zeros_like(fragment.flat.data) for moment in MOMENTS})
             state["step"].fill_(adam_step)
+
+    @contextmanager
+    def _in_memory(self, fragment: Fragment) -> Iterator[None]:
+        """Inside, the partition that the fragment is of may be written; with NVMe it is read from there and
+        written back, unless it is too small to live there. Whole partitions go over the disk for each
+        parameter and moment: a resume is slower there than a step."""
+        swapped = fragment.subgroup is not None and self._zero._swappable_optimizer_subgroup(fragment.subgroup)
+        if swapped:
+            self._zero._optimizer_states_and_gradient_swap_in(fragment.subgroup)
+        try:
+            yield
+        finally:
+            if swapped:
+                self._zero._optimizer_states_and_gradient_swap_out(fragment.subgroup)
 
     def _part(self, parameter: nn.Parameter, fragment: Fragment, moment: str | None) -> Tensor | None:
         """This rank's elements of a master or moment; None where it has none."""
@@ -133,7 +151,8 @@ class OptimizerState:
         group = self._zero._get_param_partition_group(parameter)
         start = dist.get_rank(group) * length
         numel = max(0, min(length, parameter.ds_numel - start))  # the last parts may be padding
-        return Fragment(self._zero.fp32_partitioned_groups_flat[subgroup], offset, start, numel, group)
+        flat = self._zero.fp32_partitioned_groups_flat[subgroup]
+        return Fragment(flat, offset, start, numel, group, subgroup)
 
 
 def expert_parameters(model: nn.Module) -> Iterator[tuple[str, ExpertParallelExperts]]:
