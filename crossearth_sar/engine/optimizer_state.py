@@ -113,14 +113,15 @@ class OptimizerState:
         """Inside, the partition that the fragment is of may be written; with NVMe it is read from there and
         written back, unless it is too small to live there. Whole partitions go over the disk for each
         parameter and moment: a resume is slower there than a step."""
-        swapped = fragment.subgroup is not None and self._zero._swappable_optimizer_subgroup(fragment.subgroup)
+        number = fragment.subgroup
+        swapped = number is not None and self._zero._swappable_optimizer_subgroup(number)
         if swapped:
-            self._zero._optimizer_states_and_gradient_swap_in(fragment.subgroup)
+            self._zero._optimizer_states_and_gradient_swap_in(number)
         try:
             yield
         finally:
             if swapped:
-                self._zero._optimizer_states_and_gradient_swap_out(fragment.subgroup)
+                self._zero._optimizer_states_and_gradient_swap_out(number)
 
     def _part(self, parameter: nn.Parameter, fragment: Fragment, moment: str | None) -> Tensor | None:
         """This rank's elements of a master or moment; None where it has none."""
