@@ -22,6 +22,9 @@ DESCRIPTOR_ORDER: tuple[DescriptorName, ...] = ("entropy", "enl", "roughness")
 class MoEConfig:
     """The sparse FFN of every block (METHOD sec. 2).
 
+    gate: "normalized" is the paper's; with one expert a token it sends the router no gradient of the task.
+        "straight_through" has the same values and does, and was no worse in any ablation
+        (bench/reports/ablations-sim), so it is the default of whole models; the layer alone keeps eq. (9).
     descriptors: those the router sees; an empty tuple for a router without physics.
     standardize: running standardisation of the descriptors; False is the paper taken literally.
     balance_weight: of L_BC, per layer.
@@ -29,7 +32,7 @@ class MoEConfig:
 
     num_experts: int = 6
     top_k: int = 1
-    gate: Gate = "normalized"
+    gate: Gate = "straight_through"
     descriptors: tuple[DescriptorName, ...] = DESCRIPTOR_ORDER
     standardize: bool = True
     balance_weight: float = 0.005

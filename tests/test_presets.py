@@ -68,7 +68,7 @@ def test_shapes_are_those_of_the_method(
     assert config.moe == MoEConfig(
         num_experts=6,
         top_k=1,
-        gate="normalized",
+        gate="straight_through",
         descriptors=("entropy", "enl", "roughness"),
         standardize=True,
         balance_weight=0.005,
