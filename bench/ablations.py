@@ -4,11 +4,15 @@
 
 Axes: balance, descriptors, experts, top_k, gate. Rows: one per kind of gap unless told. Finished runs are
 shared with bench22.py when --work and the budget are the same. Axes run in the order given.
+
+Beside each value stands the paper's, where it has one (paper_ablations.csv), for its sign alone.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from bench22 import argument_parser, parsed
 from harness import markdown_table, write_report
 from miniature_model import Setting
 from miniature_runs import (
+    Estimate,
     RunStore,
     count_runs,
     describe_budget,
@@ -28,6 +33,7 @@ from miniature_runs import (
 )
 
 from crossearth_sar.evaluation.miniature import one_per_gap
+from crossearth_sar.evaluation.registry import paper_methods
 from crossearth_sar.presets import DESCRIPTOR_ORDER, MoEConfig
 
 BASE = MoEConfig()
@@ -50,6 +56,37 @@ AXES: dict[str, dict[str, Setting]] = {
     "top_k": {f"k={k}": _changed(top_k=k) for k in (1, 2, 3)},
 }
 """Axis -> value -> what is run; every axis contains the default model once."""
+
+_FULL = ("moe", "+ balance loss + descriptors")
+PAPER_ROWS: dict[str, dict[str, tuple[str, str]]] = {
+    "descriptors": {
+        "all": _FULL,
+        "none": ("moe", "+ balance loss"),
+        "entropy only": ("descriptor", "directional entropy only"),
+        "enl only": ("descriptor", "ENL only"),
+        "roughness only": ("descriptor", "local roughness only"),
+    },
+    "balance": {f"weight {BASE.balance_weight}": _FULL, "off": ("moe", "+ descriptors")},
+    "experts": {f"n={n}": ("experts", f"n={n} k=1") for n in (6, 5, 4, 3)},
+    "top_k": {f"k={k}": ("top_k", f"n=6 k={k}") for k in (1, 2, 3)},
+}
+"""Axis -> value -> (group, setting) of paper_ablations.csv, of those that the paper has too."""
+
+PAPER_SIZE = "CrossEarth-SAR-L"
+"""Whose published scores stand for all three descriptors in the paper's Table 6, which has no such row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperValue:
+    """A figure of the paper, in percent. benchmarks: of a mean over rows of its tables; () for its own
+    validation set. default: what the paper's default model has by the same measure."""
+
+    score: float
+    default: float
+    benchmarks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.score:.1f}" + (f", mean of {len(self.benchmarks)} rows" if self.benchmarks else "")
 
 
 def main() -> None:
@@ -116,6 +153,8 @@ def axis_table(
                 else difference.as_difference()
                 if difference.seeds
                 else "–",
+                "against the default, here": "default" if value == default else side(difference),
+                **paper_cells(axis, value),
                 "experts in use": _mean(
                     seed_means(store, setting, seeds, rows, "effective_experts"), "{:.1f}"
                 ),
@@ -123,6 +162,55 @@ def axis_table(
             }
         )
     return lines
+
+
+def side(difference: Estimate) -> str:
+    """On which side of the default a value is, as far as the seeds say."""
+    if difference.seeds == 0:
+        return "–"
+    if not difference.excludes_zero:
+        return "not told apart"
+    return "higher" if difference.mean > 0 else "lower"
+
+
+def paper_cells(axis: str, value: str) -> dict[str, str]:
+    """The paper's figure and on which side of its default it is, – where the paper has none."""
+    theirs = paper_value(axis, value)
+    if theirs is None:
+        against = "–"
+    elif theirs.score == theirs.default:
+        against = "default"
+    else:
+        against = "higher" if theirs.score > theirs.default else "lower"
+    return {
+        "paper, val mIoU †": "–" if theirs is None else str(theirs),
+        "against the default, paper †": against,
+    }
+
+
+def paper_value(axis: str, value: str) -> PaperValue | None:
+    row = PAPER_ROWS.get(axis, {}).get(value)
+    if row is None:
+        return None
+    table = paper_table()
+    metric, score = table[row]
+    if metric == "val_miou":
+        return PaperValue(score, table[_FULL][1])
+    benchmarks = tuple(metric.split(";"))
+    published = next(method.scores for method in paper_methods() if method.name == PAPER_SIZE)
+    return PaperValue(score, statistics.fmean(published[key] for key in benchmarks), benchmarks)
+
+
+def paper_table() -> dict[tuple[str, str], tuple[str, float]]:
+    """(group, setting) -> metric, figure in percent; of several figures their mean."""
+    with Path(__file__).with_name("paper_ablations.csv").open(encoding="utf-8", newline="") as file:
+        return {
+            (line["group"], line["setting"]): (
+                line["metric"],
+                statistics.fmean(map(float, line["value"].split(";"))),
+            )
+            for line in csv.DictReader(file)
+        }
 
 
 def best_of(store: RunStore, axis: str, seeds: Sequence[int], rows: Sequence[str]) -> str:
@@ -150,6 +238,8 @@ def _mean(values: dict[int, float], form: str) -> str:
 
 
 def notes(store: RunStore) -> list[str]:
+    alone = paper_value("descriptors", "enl only")
+    assert alone is not None
     return [
         "Simulated images; see bench22.py for the protocol. mIoU in percent on the target domain, mean over "
         "the rows; ± is the standard deviation over seeds, brackets hold Student's 95 % interval of the "
@@ -158,6 +248,13 @@ def notes(store: RunStore) -> list[str]:
         "«largest share»: of any expert in any layer, mean over rows.",
         "«shuffled between images»: the router gets the descriptors of another image of the batch, in "
         "training and in the scores. A row's images come from one sensor, so the control differs in content.",
+        "† Figures of the paper, not measured here: its Table 5, mIoU on the validation set of its own "
+        "pre-training. Other data, another size of model and another metric than ours: levels cannot be "
+        "compared, only on which side of the default a value is. The paper gives no spread, so its side is "
+        "as printed; ours is «not told apart» where the interval holds zero. –: no counterpart, or not run.",
+        f"† One descriptor alone: Table 6, the mean of its scores on {', '.join(alone.benchmarks)}. It has "
+        f"no row with all three; the published scores of {PAPER_SIZE} on the same rows, mean "
+        f"{alone.default:.1f}, stand for it, which is our reading.",
         describe_budget(store.budget),
     ]
 

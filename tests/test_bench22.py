@@ -33,7 +33,10 @@ SMALL = {
     "dim": 32,
 }
 BUDGET = merge(Budget(), SMALL)
+PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper"
 ROW = "S2A-sim"
+SHUFFLED = "shuffled between images"
+DEFAULTS = {"balance": "weight 0.005", "descriptors": "all", "experts": "n=6", "top_k": "k=1"}
 
 
 def finished(setting: Setting, seed: int, row: str, miou: float) -> dict[str, object]:
@@ -182,7 +185,60 @@ def test_axes_are_the_papers() -> None:
         assert len({fingerprint(setting, BUDGET) for setting in values.values()}) == len(values)
     kinds = ablations.AXES["descriptors"]
     assert len(kinds) == 6
-    assert kinds["shuffled between images"].shuffled
+    assert kinds[SHUFFLED].shuffled
+
+
+@pytest.mark.skipif(not PAPER.is_dir(), reason="the paper's tables are not beside the repository")
+def test_shipped_ablations_are_the_originals() -> None:
+    shipped = Path(ablations.__file__).with_name("paper_ablations.csv")
+    assert shipped.read_text(encoding="utf-8") == (PAPER / "ablations.csv").read_text(encoding="utf-8")
+
+
+def test_every_value_stands_beside_the_papers() -> None:
+    table = ablations.paper_table()
+    named = {row for rows in ablations.PAPER_ROWS.values() for row in rows.values()}
+    assert named <= set(table)
+    comparable = {row for row in table if row[0] in ("moe", "experts", "top_k", "descriptor")}
+    assert comparable - named == {("moe", "plain MoE")}, "two changes at once: no value of one axis"
+    for axis, values in ablations.AXES.items():
+        assert set(ablations.PAPER_ROWS.get(axis, {})) <= set(values)
+    found = {
+        (axis, value): tuple(ablations.paper_cells(axis, value).values())
+        for axis, values in ablations.AXES.items()
+        for value in values
+    }
+    assert found["balance", "off"] == ("61.6", "lower")
+    assert found["descriptors", "none"] == ("62.2", "lower")
+    assert found["experts", "n=3"] == ("60.9", "lower")
+    assert found["top_k", "k=3"] == ("61.3", "lower")
+    defaults = [key for key, cells in found.items() if cells[1] == "default"]
+    assert [(axis, DEFAULTS[axis]) for axis, _ in defaults] == defaults
+    assert {found[key][0] for key in defaults} == {"62.4"}
+    # Table 6 by hand; and CrossEarth-SAR-L on N2S, VV2F, C(r)2R, O2D and S2A.
+    alone = ablations.paper_value("descriptors", "enl only")
+    assert alone is not None
+    assert alone.score == pytest.approx((37.48 + 73.33 + 75.97 + 19.68 + 59.02) / 5)
+    assert alone.default == pytest.approx((37.8 + 73.8 + 76.4 + 23.7 + 59.1) / 5)
+    assert found["descriptors", "enl only"] == ("53.1, mean of 5 rows", "lower")
+    without = {key for key, cells in found.items() if cells == ("–", "–")}
+    assert without == {*(("gate", g) for g in ablations.AXES["gate"]), ("descriptors", SHUFFLED)}
+
+
+def test_sides_are_told_only_where_the_seeds_tell_them(tmp_path: Path) -> None:
+    weight, off = ablations.AXES["balance"]
+    values = {(weight, s): 30.0 + s for s in range(3)} | {(off, s): 31.0 + 1.1 * s for s in range(3)}
+    rows = ["N2S-sim"]
+    store = filled(tmp_path / "more", values, ablations.AXES["balance"], rows)
+    lines = ablations.axis_table(store, "balance", [0, 1, 2], rows)
+    assert [line["against the default, here"] for line in lines] == ["default", "higher"]
+    assert [line["paper, val mIoU †"] for line in lines] == ["62.4", "61.6"]
+    assert ablations.side(estimate([-1.0, -1.1, -0.9])) == "lower"
+    assert ablations.side(estimate([-1.0, 1.0, 0.5])) == "not told apart"
+    assert ablations.side(estimate([-1.0])) == "not told apart"
+    assert ablations.side(estimate([])) == "–"
+    text = ablations.report(store, ["balance"], [0, 1, 2], rows, tmp_path)
+    assert "† Figures of the paper, not measured here" in text
+    assert "mean 54.2, stand for it" in text
 
 
 def test_a_job_waits_for_its_weights(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ as part of a file name (C(r)2R is C-r-2R). --adapter names a function of any oth
 num_classes= and device=, it returns a callable from a (B, C, H, W) image in linear amplitude to logits of
 shape (B, num_classes, h, w). --all leaves out rows whose data are not there, and says so.
 
-Writes results.json, results.csv, results.md, confusion-*.csv, pictures and report.html into --output.
+Writes results.json, results.csv, results.md, confusion-*.csv, pictures and report.html into --output; of a
+sparse model also which experts each domain uses, experts-by-domain.csv and, from two rows on, as a picture.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from crossearth_sar.config import read_yaml
 from crossearth_sar.data.specs import BENCHMARK_DATASETS
 from crossearth_sar.engine.provenance import provenance
 from crossearth_sar.errors import InputError
-from crossearth_sar.evaluation.figures import expert_share_figure, prediction_figure
+from crossearth_sar.evaluation.figures import expert_domain_figure, expert_share_figure, prediction_figure
 from crossearth_sar.evaluation.figures.radar import radar_figure
 from crossearth_sar.evaluation.protocol import (
     BenchmarkDomain,
@@ -41,7 +42,7 @@ from crossearth_sar.evaluation.protocol import (
     slide_predictor,
 )
 from crossearth_sar.evaluation.registry import BENCHMARKS, Benchmark, benchmark, paper_methods
-from crossearth_sar.evaluation.report import write_html, write_tables
+from crossearth_sar.evaluation.report import EXPERTS_TABLE, Picture, write_html, write_tables
 from crossearth_sar.model import CrossEarthSAR, load_model
 
 RADAR_REFERENCES = ("DINOv2", "CrossEarth-SAR-L")
@@ -109,17 +110,16 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     scores: list[BenchmarkScore] = []
-    pictures: dict[str, Path] = {}
+    pictures: list[Picture] = []
     for row in rows:
         target = open_target(row, config)
         model = open_model(arguments, row)
         score = run_benchmark(row, model, target, max_images=arguments.max_images)
         scores.append(score)
         print(f"{row.key:8} mIoU {100 * score.miou:5.1f}  {score.images} images", flush=True)
-        pictures |= row_pictures(row, model, target, score, output, arguments.pictures)
+        pictures += row_pictures(row, model, target, score, output, arguments.pictures)
     name = arguments.name or (arguments.adapter or Path(arguments.model).parent.name or arguments.model)
-    if len(scores) >= 3:
-        pictures = {"All benchmarks": draw_radar(name, scores, output), **pictures}
+    pictures = [*overall_pictures(name, scores, output), *pictures]
     about = provenance()
     write_tables(output, name, scores, about=about, absent=absent)
     page = write_html(output, name, scores, about=about, absent=absent, pictures=pictures)
@@ -165,26 +165,70 @@ def row_pictures(
     score: BenchmarkScore,
     output: Path,
     count: int,
-) -> dict[str, Path]:
-    pictures: dict[str, Path] = {}
+) -> list[Picture]:
+    pictures: list[Picture] = []
     count = min(count, len(target))
     if count:
         predict = as_predictor(model)
         samples = [target[i * len(target) // count] for i in range(count)]
-        caption = f"{row.key}: predictions on {row.target}"
-        pictures[caption] = prediction_figure(
+        title = f"{row.key}: predictions on {row.target}"
+        path = prediction_figure(
             samples,
             [predict(sample).cpu() for sample in samples],
             target.classes,
             output / f"predictions-{row.slug}.png",
-            caption,
+            title,
         )
+        caption = "Test images evenly spaced over the domain; the mIoU above each is of that image alone."
+        pictures.append(Picture(path=path, title=title, caption=caption, row=row.key))
     if score.expert_share_LE.numel():
-        caption = f"{row.key}: share of tokens per expert and layer"
-        pictures[caption] = expert_share_figure(
-            score.expert_share_LE, output / f"experts-{row.slug}.png", caption
+        title = f"{row.key}: share of tokens per expert and layer"
+        path = expert_share_figure(score.expert_share_LE, output / f"experts-{row.slug}.png", title)
+        caption = (
+            "The area of a bubble is the share of the domain's tokens that go to the expert; the ring is an "
+            "even share. «effective»: so many experts, evenly used, would be as mixed."
         )
+        pictures.append(Picture(path=path, title=title, caption=caption, row=row.key))
     return pictures
+
+
+def overall_pictures(name: str, scores: list[BenchmarkScore], output: Path) -> list[Picture]:
+    pictures: list[Picture] = []
+    if len(scores) >= 3:
+        caption = (
+            "A spoke a row, from 0 in the middle to the largest score on it, which is printed at its end: "
+            "spokes have scales of their own. Dashed lines are figures of the paper, not measured here."
+        )
+        title = "mIoU of all rows"
+        pictures.append(Picture(path=draw_radar(name, scores, output), title=title, caption=caption))
+    sparse = [score for score in scores if score.expert_share_LE.numel()]
+    shapes = {tuple(score.expert_share_LE.shape) for score in sparse}
+    if len(shapes) > 1:
+        logging.warning("no picture of experts against domains: (layers, experts) differ, %s", sorted(shapes))
+    elif len(sparse) > 1:
+        pictures.append(draw_experts_by_domain(sparse, output))
+    return pictures
+
+
+def draw_experts_by_domain(scores: list[BenchmarkScore], output: Path) -> Picture:
+    targets = list(dict.fromkeys(str(score.row.target) for score in scores))
+    ordered = sorted(scores, key=lambda score: targets.index(str(score.row.target)))
+    title = "Experts against domains: share of tokens"
+    path = expert_domain_figure(
+        {f"{score.row.target} · {score.row.key}": score.expert_share_LE for score in ordered},
+        output / "experts-by-domain.png",
+        title,
+    )
+    caption = (
+        "A line a target domain, a block a layer, a cell an expert. Blue: more than an even share of the "
+        "domain's tokens goes to the expert; orange: less. A column of one colour is an expert that all "
+        "domains use alike; a column that changes from line to line is one that serves some domains. Bits: "
+        "how far a domain's shares are from the mean of the lines; under a layer, how much the expert of a "
+        "token tells about its domain. Lines of one target show the same images through the models of "
+        "several rows; experts can be compared where those share a backbone. "
+        f"Numbers: {EXPERTS_TABLE}."
+    )
+    return Picture(path=path, title=title, caption=caption)
 
 
 def draw_radar(name: str, scores: list[BenchmarkScore], output: Path) -> Path:

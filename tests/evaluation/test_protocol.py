@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
-import math
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +26,6 @@ from crossearth_sar.evaluation.protocol import (
     slide_predictor,
 )
 from crossearth_sar.evaluation.registry import BENCHMARKS, benchmark
-from crossearth_sar.evaluation.report import write_html, write_tables
 from crossearth_sar.model import build_model
 
 ONE_PER_TARGET = ("N2S", "K2C", "A2F", "D2O", "A2S", "D2W")
@@ -161,40 +158,6 @@ def test_absent_data_and_unknown_datasets(tmp_path: Path) -> None:
     assert str(tmp_path / "DDHR-SK") in absent["K2C"]
     with pytest.raises(InputError, match="did you mean 'SARBuD'"):
         ProtocolConfig(data_root="", datasets={"SARBud": {}})
-
-
-def test_tables_and_page(targets: dict[str, BenchmarkDomain], tmp_path: Path) -> None:
-    scores = [
-        run_benchmark(benchmark(key), oracle, targets[key], max_images=1) for key in ("N2S", "A2S", "K2C")
-    ]
-    radar = radar_figure(
-        ["N2S", "A2S", "K2C"], {"<ours>": {"N2S": 100.0, "K2C": math.nan}}, tmp_path / "r.png"
-    )
-    about, absent = {"device": "x"}, {"W2D": "WHU-OPT-SAR is not at /data"}
-    write_tables(tmp_path, "<ours>", scores, about=about, absent=absent)
-    page = write_html(tmp_path, "<ours>", scores, about=about, absent=absent, pictures={"All": radar})
-    content = json.loads((tmp_path / "results.json").read_text())
-    assert [b["miou"] for b in content["benchmarks"]] == [1.0, 1.0, 1.0]
-    assert content["paper"]["CrossEarth-SAR-L"] == {"N2S": 37.8, "A2S": 52.4, "K2C": 38.1}
-    with (tmp_path / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * 16
-    assert {r["origin"] for r in rows if r["method"] == "<ours>"} == {"measured"}
-    assert {r["origin"] for r in rows if r["method"] != "<ours>"} == {"paper"}
-    markdown = (tmp_path / "results.md").read_text()
-    assert "| <ours> |  | 100.0 | 100.0 | 100.0 | 100.0 |" in markdown
-    assert "| CrossEarth-SAR-L † | ViT-L (1.3B, 300M active) | 37.8 | 52.4 | 38.1 | 42.8 |" in markdown
-    assert "| background (not scored) | 100.0 |" in markdown
-    assert "W2D: WHU-OPT-SAR is not at /data" in markdown
-    text = page.read_text()
-    assert "&lt;ours&gt;" in text
-    assert "<ours>" not in text
-    assert "data:image/png;base64," in text
-    assert "http" not in text.replace("http-equiv", ""), "one file, nothing fetched"
-    with (tmp_path / "confusion-A2S.csv").open() as file:
-        matrix = list(csv.reader(file))
-    assert matrix[0][1:] == ["background", "building"]
-    assert matrix[1][2] == "0"
 
 
 def test_radar_refuses_what_it_cannot_draw(tmp_path: Path) -> None:

@@ -1,16 +1,24 @@
-"""train/evaluate.py as its users run it: an adapter over all rows that are there, and wrong input."""
+"""train/evaluate.py as its users run it: an adapter over all rows there are, a sparse model, wrong input."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from dataset_trees import write_trees
+import torch
+from dataset_trees import fusar, write_trees
+
+from crossearth_sar.evaluation.metrics import ConfusionMatrix
+from crossearth_sar.evaluation.protocol import BenchmarkScore
+from crossearth_sar.evaluation.registry import benchmark
+from crossearth_sar.model import build_model, save_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "train" / "evaluate.py"
@@ -48,16 +56,78 @@ def test_all_rows_that_are_there(tmp_path: Path) -> None:
         assert (output / name).stat().st_size > 100
     assert (tmp_path / "data" / "splits" / "SARBuD-all-seed0.json").is_file()
     assert "got 5 patches, the paper has 25000" in done.stderr
+    assert not list(output.glob("experts-*")), "a model of somebody else has no experts to show"
 
 
-def main_of_script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("train_evaluate", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return int(module.main())
+    return module
+
+
+def main_of_script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    return int(script().main())
+
+
+def test_a_sparse_model_shows_its_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows of one target, so the same images through the same model: their shares are the same."""
+    fusar(tmp_path / "data", scenes=2)
+    small = {
+        "crop_size": 512,
+        "vit": {"dim": 32, "num_heads": 2, "depth": 4, "patch_size": 64, "image_size": 512},
+        "decoder": {"channels": 32, "num_queries": 6, "pixel_layers": 1, "query_layers": 1},
+    }
+    save_model(build_model("crossearth_sar_tiny", 5, changes=small), tmp_path / "model")
+    output = tmp_path / "out"
+    arguments = ["--data-root", str(tmp_path / "data"), "--benchmark", "A2F", "D2F", "--max-images", "1"]
+    arguments += ["--model", str(tmp_path / "model"), "--pictures", "0", "--output", str(output)]
+    assert main_of_script(monkeypatch, *arguments) == 0
+    with (output / "experts-by-domain.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    shares = {(b["benchmark"], int(b["layer"]), int(b["expert"])): float(b["share"]) for b in lines}
+    assert len(shares) == 2 * 4 * 6
+    for layer in range(4):
+        row = [shares["A2F", layer, expert] for expert in range(6)]
+        assert sum(row) == pytest.approx(1, abs=1e-5)
+        assert row == [shares["D2F", layer, expert] for expert in range(6)]
+    page = (output / "report.html").read_text()
+    assert page.count("<img") == 3  # both rows in one picture, and a picture a row
+    assert page.index("Experts against domains") < page.index("A2F: share of tokens")
+
+
+def sparse_score(key: str, layers: int, experts: int) -> BenchmarkScore:
+    row = benchmark(key)
+    return BenchmarkScore(
+        row=row,
+        confusion=ConfusionMatrix(len(row.classes.classes)),
+        images=1,
+        notes=(),
+        expert_share_LE=torch.full((layers, experts), 1 / max(experts, 1)),
+    )
+
+
+def test_experts_stand_beside_each_other_only_where_they_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = script()
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(
+        module, "expert_domain_figure", lambda shares, path, title: drawn.append(list(shares)) or path
+    )
+    dense, one = sparse_score("N2S", 0, 0), sparse_score("F2A", 4, 6)
+    assert module.overall_pictures("x", [dense, one], tmp_path) == []
+    assert module.overall_pictures("x", [sparse_score("S2A", 2, 6), one], tmp_path) == []
+    assert "[(2, 6), (4, 6)]" in caplog.text
+    scores = [one, sparse_score("K2C", 4, 6), sparse_score("S2A", 4, 6)]
+    titles = [picture.title for picture in module.overall_pictures("x", scores, tmp_path)]
+    assert titles[-1] == "Experts against domains: share of tokens"
+    first, second, third = drawn[0]
+    assert (first, second) == ("AIR-PolSAR-Seg-2.0 · F2A", "AIR-PolSAR-Seg-2.0 · S2A")
+    assert third == "DDHR-SK CN · K2C"
 
 
 @pytest.mark.parametrize(

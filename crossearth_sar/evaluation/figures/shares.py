@@ -54,7 +54,7 @@ def expert_share_figure(share: Tensor, path: str | Path, title: str = "") -> Pat
     Raises:
         InputError: for another shape, negative or non-finite shares, or rows that do not sum to 1.
     """
-    table = _checked_share(share)
+    table = checked_share(share)
     layers, experts = table.shape
     blocks = 1 if layers <= 12 else 2
     rows_per_block = math.ceil(layers / blocks)
@@ -81,22 +81,23 @@ def expert_share_figure(share: Tensor, path: str | Path, title: str = "") -> Pat
     return save(figure, path)
 
 
-def _checked_share(share: Tensor) -> Floats:
+def checked_share(share: Tensor, name: str = "share") -> Floats:
+    """(L, E) as float64, or an InputError that names what is wrong with `name`."""
     if share.ndim != 2 or share.numel() == 0:
         raise InputError(
-            "share does not fit", got=f"shape {tuple(share.shape)}", expected="(layers, experts)"
+            f"{name} does not fit", got=f"shape {tuple(share.shape)}", expected="(layers, experts)"
         )
     table = share.detach().cpu().double().numpy()
     if not np.isfinite(table).all() or (table < 0).any():
         raise InputError(
-            "share has entries that are no shares",
+            f"{name} has entries that are no shares",
             got=f"from {table.min()} to {table.max()}",
             expected="finite values in 0..1",
         )
     off = np.abs(table.sum(1) - 1) > 0.01
     if off.any():
         raise InputError(
-            "rows of share do not sum to 1",
+            f"rows of {name} do not sum to 1",
             got=f"layer {off.argmax()}: {table.sum(1)[off][0]}",
             expected="1 in every layer",
             fix="divide the token counts by their sum per layer",
