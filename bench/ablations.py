@@ -3,7 +3,8 @@
     python bench/ablations.py [--axes gate descriptors] [--seeds 0 1 2] [--rows …] [--out FOLDER]
 
 Axes: balance, descriptors, experts, top_k, gate. Rows: one per kind of gap unless told. Finished runs are
-shared with bench22.py when --work and the budget are the same. Axes run in the order given.
+shared with bench22.py when --work and the budget are the same. Axes run in the order given. --gate
+normalized takes the paper's gate for the model that the axes change, instead of the default one.
 
 Beside each value stands the paper's, where it has one (paper_ablations.csv), for its sign alone.
 """
@@ -34,28 +35,33 @@ from miniature_runs import (
 
 from crossearth_sar.evaluation.miniature import one_per_gap
 from crossearth_sar.evaluation.registry import paper_methods
+from crossearth_sar.moe.router import GATES
 from crossearth_sar.presets import DESCRIPTOR_ORDER, MoEConfig
 
 BASE = MoEConfig()
 
 
-def _changed(**changes: object) -> Setting:
-    return Setting(moe=dataclasses.replace(BASE, **changes))  # type: ignore[arg-type]
+def axes_around(base: MoEConfig) -> dict[str, dict[str, Setting]]:
+    """Axis -> value -> what is run; every axis contains `base` once."""
+
+    def changed(**changes: object) -> Setting:
+        return Setting(moe=dataclasses.replace(base, **changes))  # type: ignore[arg-type]
+
+    return {
+        "gate": {gate: changed(gate=gate) for gate in GATES},
+        "descriptors": {
+            "all": changed(),
+            "none": changed(descriptors=()),
+            "shuffled between images": Setting(moe=base, shuffled=True),
+            **{f"{name} only": changed(descriptors=(name,)) for name in DESCRIPTOR_ORDER},
+        },
+        "balance": {f"weight {base.balance_weight}": changed(), "off": changed(balance_weight=0.0)},
+        "experts": {f"n={n}": changed(num_experts=n) for n in (6, 5, 4, 3)},
+        "top_k": {f"k={k}": changed(top_k=k) for k in (1, 2, 3)},
+    }
 
 
-AXES: dict[str, dict[str, Setting]] = {
-    "gate": {gate: _changed(gate=gate) for gate in ("normalized", "straight_through", "probability")},
-    "descriptors": {
-        "all": _changed(),
-        "none": _changed(descriptors=()),
-        "shuffled between images": Setting(moe=BASE, shuffled=True),
-        **{f"{name} only": _changed(descriptors=(name,)) for name in DESCRIPTOR_ORDER},
-    },
-    "balance": {f"weight {BASE.balance_weight}": _changed(), "off": _changed(balance_weight=0.0)},
-    "experts": {f"n={n}": _changed(num_experts=n) for n in (6, 5, 4, 3)},
-    "top_k": {f"k={k}": _changed(top_k=k) for k in (1, 2, 3)},
-}
-"""Axis -> value -> what is run; every axis contains the default model once."""
+AXES = axes_around(BASE)
 
 _FULL = ("moe", "+ balance loss + descriptors")
 PAPER_ROWS: dict[str, dict[str, tuple[str, str]]] = {
@@ -92,32 +98,40 @@ class PaperValue:
 def main() -> None:
     parser = argument_parser(__doc__ or "", Path("runs/bench22/ablations"), list(one_per_gap()))
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
+    parser.add_argument("--gate", choices=GATES, default=BASE.gate, help="of the model that the axes change")
     arguments = parsed(parser)
+    base = dataclasses.replace(BASE, gate=arguments.gate)
     store = RunStore(arguments.work, arguments.budget)
     if not arguments.report_only:
         for axis in arguments.axes:
-            run_all(
-                store, store.jobs(AXES[axis].values(), arguments.seeds, arguments.rows), arguments.processes
-            )
-    print(report(store, arguments.axes, arguments.seeds, arguments.rows, arguments.out))
+            values = axes_around(base)[axis].values()
+            run_all(store, store.jobs(values, arguments.seeds, arguments.rows), arguments.processes)
+    print(report(store, arguments.axes, arguments.seeds, arguments.rows, arguments.out, base))
 
 
-def report(store: RunStore, axes: Sequence[str], seeds: Sequence[int], rows: Sequence[str], out: Path) -> str:
+def report(
+    store: RunStore,
+    axes: Sequence[str],
+    seeds: Sequence[int],
+    rows: Sequence[str],
+    out: Path,
+    base: MoEConfig = BASE,
+) -> str:
     """Writes README.md, results.csv and results.json of what the store holds; returns the first."""
-    settings = {f"{axis}: {value}": s for axis in axes for value, s in AXES[axis].items()}
+    settings = {f"{axis}: {value}": s for axis in axes for value, s in axes_around(base)[axis].items()}
     distinct = dict.fromkeys(settings.values())
     finished, wanted = count_runs(store, distinct, seeds, rows), len(distinct) * len(seeds) * len(rows)
     if finished == 0:
         return f"Nothing is finished yet: 0 of {wanted} runs."
-    table = [line for axis in axes for line in axis_table(store, axis, seeds, rows)]
+    table = [line for axis in axes for line in axis_table(store, axis, seeds, rows, base)]
     body = [
         f"{finished} of {wanted} runs are finished: {len(distinct)} settings x {len(seeds)} seeds x "
         f"{len(rows)} rows ({', '.join(rows)}).",
         "",
     ]
     for axis in axes:
-        body += [f"## {axis}", "", best_of(store, axis, seeds, rows), ""]
-        body += [*markdown_table(axis_table(store, axis, seeds, rows)), ""]
+        body += [f"## {axis}", "", best_of(store, axis, seeds, rows, base), ""]
+        body += [*markdown_table(axis_table(store, axis, seeds, rows, base)), ""]
     return write_report(
         out,
         "Ablations on the miniature benchmarks",
@@ -134,21 +148,22 @@ def report(store: RunStore, axes: Sequence[str], seeds: Sequence[int], rows: Seq
 
 
 def axis_table(
-    store: RunStore, axis: str, seeds: Sequence[int], rows: Sequence[str]
+    store: RunStore, axis: str, seeds: Sequence[int], rows: Sequence[str], base: MoEConfig = BASE
 ) -> list[dict[str, object]]:
     """A line per value: mIoU on the targets, the difference to the default, and how the experts are used."""
-    default = next(value for value, setting in AXES[axis].items() if setting == Setting(moe=BASE))
+    settings = axes_around(base)[axis]
+    default = next(value for value, setting in settings.items() if setting == Setting(moe=base))
     lines = []
-    for value, setting in AXES[axis].items():
+    for value, setting in settings.items():
         found = level(store, setting, seeds, rows)
-        difference = paired(store, setting, AXES[axis][default], seeds, rows)
+        difference = paired(store, setting, settings[default], seeds, rows)
         lines.append(
             {
                 "axis": axis,
                 "value": value,
                 "mIoU": str(found) if found.seeds else "–",
                 "seeds": found.seeds,
-                f"difference to the default {BASE.gate}, n={BASE.num_experts}, k={BASE.top_k}": "default"
+                f"difference to {base.gate}, n={base.num_experts}, k={base.top_k}": "default"
                 if value == default
                 else difference.as_difference()
                 if difference.seeds
@@ -213,16 +228,19 @@ def paper_table() -> dict[tuple[str, str], tuple[str, float]]:
         }
 
 
-def best_of(store: RunStore, axis: str, seeds: Sequence[int], rows: Sequence[str]) -> str:
+def best_of(
+    store: RunStore, axis: str, seeds: Sequence[int], rows: Sequence[str], base: MoEConfig = BASE
+) -> str:
     """Which value of the axis has the highest mean, and whether the seeds tell it from each other one."""
-    levels = {value: level(store, setting, seeds, rows) for value, setting in AXES[axis].items()}
+    settings = axes_around(base)[axis]
+    levels = {value: level(store, setting, seeds, rows) for value, setting in settings.items()}
     most = max(found.seeds for found in levels.values())
     ranked = sorted((v for v in levels if levels[v].seeds == most > 0), key=lambda v: -levels[v].mean)
     missing = [value for value in levels if value not in ranked]
     if len(ranked) < 2:
         return f"Not decided: fewer than two values are finished ({', '.join(missing)} missing)."
     best, *others = ranked
-    against = {v: paired(store, AXES[axis][best], AXES[axis][v], seeds, rows) for v in others}
+    against = {v: paired(store, settings[best], settings[v], seeds, rows) for v in others}
     tied = [value for value, difference in against.items() if not difference.excludes_zero]
     text = f"Highest mean: **{best}**, {levels[best]} over {most} seeds. "
     text += " ".join(verdict(f"Against {value}", difference) for value, difference in against.items())
