@@ -24,7 +24,8 @@ class MoEConfig:
 
     gate: "normalized" is the paper's; with one expert a token it sends the router no gradient of the task.
         "straight_through" has the same values and does, and was no worse in any ablation
-        (bench/reports/ablations-sim-gates, ablations-sim-normalized), so it is the default of whole models; the layer alone keeps eq. (9).
+        (bench/reports/ablations-sim-gates, -normalized): the default of whole models. The layer alone keeps
+        eq. (9).
     descriptors: those the router sees; an empty tuple for a router without physics.
     standardize: running standardisation of the descriptors; False is the paper taken literally.
     balance_weight: of L_BC, per layer.
