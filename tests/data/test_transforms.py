@@ -17,6 +17,7 @@ from crossearth_sar.data.transforms import (
     resize_amplitude,
     speckle_amplitude,
 )
+from crossearth_sar.descriptors import sar_descriptors
 from crossearth_sar.errors import InputError
 
 GEOMETRY = AugmentConfig(crop_size=48, gain_db=0.0, max_class_share=1.0)
@@ -49,8 +50,9 @@ def test_crops_and_flips_move_image_and_label_alike(seed: int) -> None:
 def test_resized_labels_stay_within_a_pixel_of_the_image(seed: int) -> None:
     sample = coordinates(120, 150)
     out = TrainTransform(GEOMETRY)(sample, seeded(seed))
-    inside = (out["image"] > 0).all(0)
-    assert torch.equal(out["mask"] == IGNORE_INDEX, ~inside)
+    inside = out["mask"] != IGNORE_INDEX
+    assert torch.equal(inside, inside.any(1)[:, None] & inside.any(0)), "what is padded lies outside"
+    assert (out["image"] > 0).all()
     rows, columns = (out["image"] - 1).round().long()
     near = torch.zeros_like(inside)
     for dy in (-1, 0, 1):
@@ -129,11 +131,26 @@ def test_an_image_smaller_than_the_crop_is_padded() -> None:
     out = TrainTransform(still)(sample, seeded(0))
     assert torch.equal(out["image"][:, :20, :30], sample["image"])
     assert torch.equal(out["mask"][:20, :30], sample["mask"])
-    assert out["image"][:, 20:].sum() == out["image"][:, :, 30:].sum() == 0
+    assert torch.equal(out["image"][:, 20:40, :30], sample["image"].flip(1)), "mirrored"
+    assert torch.equal(out["image"][:, 40:, :30], sample["image"][:, :8]), "and back"
+    assert torch.equal(out["image"][:, :, 30:], out["image"][:, :, 12:30].flip(2))
     assert (out["mask"][20:] == IGNORE_INDEX).all()
     assert (out["mask"][:, 30:] == IGNORE_INDEX).all()
     half = TrainTransform(replace(still, scale_min=0.5, scale_max=0.5))(sample, seeded(0))
     assert int((half["mask"] != IGNORE_INDEX).sum()) == 10 * 15
+
+
+def test_padding_leaves_the_descriptors_what_they_were() -> None:
+    speckle = 0.1 * speckle_amplitude((1, 300, 280), 4.0, seeded(1)) + 0.02
+    sample = Sample(image=speckle, mask=torch.zeros(300, 280, dtype=torch.long), name="speckle")
+    still = replace(GEOMETRY, crop_size=512, scale_min=1.0, scale_max=1.0)
+    expected = sar_descriptors(speckle)
+    for padded in (TrainTransform(still)(sample, seeded(0)), center_crop_or_pad(sample, 512)):
+        assert (padded["mask"] == IGNORE_INDEX).any()
+        entropy, looks, roughness = sar_descriptors(padded["image"])[0] / expected[0]
+        assert float(entropy) == pytest.approx(1, abs=0.005)
+        assert float(looks) == pytest.approx(1, abs=0.03)
+        assert float(roughness) == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 64), (5, 200), (48, 48)])
@@ -192,6 +209,8 @@ def test_centre_crop_and_pad() -> None:
     rows, columns = (out["image"][:, 10:30] - 1).long()
     assert torch.equal(out["mask"][10:30], sample["mask"][rows, columns])
     assert columns.min() in (10, 11)
+    assert torch.equal(out["image"][:, :10], out["image"][:, 10:20].flip(1)), "mirrored above"
+    assert torch.equal(out["image"][:, 30:], out["image"][:, 20:30].flip(1)), "and below"
     assert torch.equal(center_crop_or_pad(out, 40)["image"], out["image"])
 
 
