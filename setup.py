@@ -5,9 +5,9 @@ same import work in a checkout; `kernels/` has no __init__.py, so that it never 
 that name.
 
 CROSSEARTH_BUILD says what is built of csrc/ (which knows no torch, so none is needed here):
-    auto   the CPU half, and the CUDA half where nvcc is found (default); says what it did
+    auto   the CPU half, and the CUDA half where nvcc is found and can build it (default); says what it did
     cpu    the CPU half
-    cuda   both; without nvcc an error
+    cuda   both; without an nvcc that can, an error
     none   nothing: the package works with the reference form
 """
 
@@ -43,39 +43,59 @@ def wants_cuda() -> bool:
     return CHOICE == "cuda" or (CHOICE == "auto" and NVCC is not None)
 
 
+class CudaError(Exception):
+    """The CUDA half cannot be built here; the message is nvcc's own last word."""
+
+
 class BuildExtension(build_ext):
     """Compiles the .cu file with nvcc and links it in where CUDA is wanted."""
 
     def build_extension(self, extension: Pybind11Extension) -> None:
         halves = "the CPU half"
         if wants_cuda():
-            extension.extra_objects.append(self.compile_cuda())
-            extension.define_macros.append(("CROSSEARTH_CUDA", "1"))
-            extension.libraries += CUDA_LIBRARIES
-            extension.library_dirs.append(cuda_library_folder())
-            halves = "the CPU and the CUDA half"
+            try:
+                self.add_cuda(extension)
+                halves = "the CPU and the CUDA half"
+            except CudaError as error:
+                if CHOICE == "cuda":
+                    sys.exit(f"CROSSEARTH_BUILD=cuda: {error}. CROSSEARTH_BUILD=cpu builds without CUDA")
+                halves = f"the CPU half only: {error}. CROSSEARTH_BUILD=cpu does not try"
         print(f"crossearth_sar._descriptors (CROSSEARTH_BUILD={CHOICE}): {halves}", file=sys.stderr)
         super().build_extension(extension)
+
+    def add_cuda(self, extension: Pybind11Extension) -> None:
+        compiled, folder = self.compile_cuda(), cuda_library_folder()
+        extension.extra_objects.append(compiled)
+        extension.define_macros.append(("CROSSEARTH_CUDA", "1"))
+        extension.libraries += CUDA_LIBRARIES
+        extension.library_dirs.append(folder)
 
     def compile_cuda(self) -> str:
         target = Path(self.build_temp) / "descriptors_cuda.o"
         target.parent.mkdir(parents=True, exist_ok=True)
         code = [flag for arch in GPU_CODE for flag in ("-gencode", arch)]
-        subprocess.run(
-            [str(NVCC), *CUDA_FLAGS, *code, "-c", "csrc/descriptors_cuda.cu", "-o", str(target)], check=True
-        )
+        done = ask_nvcc(*CUDA_FLAGS, *code, "-c", "csrc/descriptors_cuda.cu", "-o", str(target))
+        print(done.stdout, done.stderr, sep="", end="", file=sys.stderr)
+        if done.returncode != 0:
+            said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+            raise CudaError(f"{NVCC} failed: {said[-1].strip() if said else f'status {done.returncode}'}")
         return str(target)
+
+
+def ask_nvcc(*arguments: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run([str(NVCC), *arguments], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CudaError(f"{NVCC} does not run: {error}") from error
 
 
 def cuda_library_folder() -> str:
     """Where nvcc's own libraries lie, as it says itself: it may be a wrapper, or called through a link."""
-    spoken = subprocess.run([str(NVCC), "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+    spoken = ask_nvcc("--dryrun", "-x", "cu", os.devnull)
     folders = [Path(folder) for folder in re.findall(r'"-L([^"]+)"', spoken.stderr + spoken.stdout)]
     holding = [folder for folder in folders if (folder / "libcudart_static.a").exists()]
     if not holding:
-        sys.exit(
-            f"{NVCC} names no folder with libcudart_static.a among {folders or 'none'}; CROSSEARTH_BUILD=cpu"
-        )
+        raise CudaError(f"{NVCC} names no folder with libcudart_static.a among {folders or 'none'}")
     return str(holding[0].resolve())
 
 

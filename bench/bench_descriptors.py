@@ -96,7 +96,7 @@ def measure(
         images = speckled_images(count).to(device)
         calls = contenders(images, compiled=compiled)
         require_all_agree(calls, images)
-        timings = time_interleaved(calls, rounds=rounds)
+        timings = time_interleaved(calls, rounds=rounds, device=images.device)
         gigabytes = images.numel() * 4 / 1e9
         for name, timing in timings.items():
             ours = timings["map, ours fused" if name.startswith("map") else "ours, fused"].p50

@@ -16,7 +16,12 @@ import sys
 
 import torch
 
-from crossearth_sar.backend import BackendStatus, descriptor_backend_status, moe_backend_status
+from crossearth_sar.backend import (
+    AUTO_DTYPES,
+    BackendStatus,
+    descriptor_backend_status,
+    moe_backend_status,
+)
 from crossearth_sar.errors import InputError
 from crossearth_sar.version import __version__
 
@@ -30,13 +35,13 @@ OPTIONAL = {
     "triton": "kernels: pip install 'crossearth-sar[triton]'",
     "deepspeed": "training: pip install 'crossearth-sar[train]'",
     "tensorboard": "training curves: pip install 'crossearth-sar[train]'",
-    "rasterio": "georeferenced output, nothing uses it yet: pip install 'crossearth-sar[geo]'",
+    "rasterio": "georeferenced class maps of train/predict.py: pip install 'crossearth-sar[geo]'",
     "megablocks": "peer and backend: pip install --no-deps megablocks, on a CUDA machine",
 }
 
 
 def report() -> str:
-    """The whole report as text; starts no CUDA context."""
+    """The whole report as text; asks the driver which GPU there is, and allocates nothing on it."""
     lines = [
         f"crossearth-sar {__version__}, Python {platform.python_version()}, {platform.machine()}",
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {_gpu()}",
@@ -46,9 +51,11 @@ def report() -> str:
         "optional packages",
         *(_package_line(name, purpose) for name, purpose in OPTIONAL.items()),
         "",
-        *_backend_lines("MoE layer", moe_backend_status()),
-        *_backend_lines("SAR descriptors", descriptor_backend_status()),
+        *_moe_lines(moe_backend_status()),
+        *_backend_lines("SAR descriptors, images on a CPU", descriptor_backend_status()),
     ]
+    if torch.cuda.is_available():
+        lines += _backend_lines("SAR descriptors, images on a GPU", descriptor_backend_status("cuda"))
     return "\n".join(lines)
 
 
@@ -66,8 +73,23 @@ def _package_line(name: str, purpose: str) -> str:
         return f"  {name:<14} present, version unknown"
 
 
+def _moe_lines(statuses: list[BackendStatus]) -> list[str]:
+    if not torch.cuda.is_available():
+        return _backend_lines("MoE layer", statuses)
+    title, *rest = _backend_lines("MoE layer, tokens on a GPU", statuses)
+    dtypes = AUTO_DTYPES.get(_chosen(statuses))
+    if dtypes is not None:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        title += f" in {names}, else 'reference'"
+    return [title, *rest, "  tokens on a CPU: 'auto' is 'reference'"]
+
+
+def _chosen(statuses: list[BackendStatus]) -> str:
+    return next(status.name for status in statuses if status.usable)
+
+
 def _backend_lines(part: str, statuses: list[BackendStatus]) -> list[str]:
-    chosen = next(status.name for status in statuses if status.usable)
+    chosen = _chosen(statuses)
     lines = [f"{part}: backend 'auto' is {chosen!r}"]
     for status in statuses:
         lines.append(

@@ -1,7 +1,7 @@
 """The one chooser of backends: which are known, which work here, why, and what a request resolves to.
 
 Resolved once, at construction. A backend asked for by name and missing is an error with the reason; "auto"
-takes the best that works and logs once what it took.
+takes the best that works and logs once what it took; where a call then runs on something slower, it warns.
 """
 
 from __future__ import annotations
@@ -36,6 +36,15 @@ TRITON_MEASURED = False
 """Whether `make gpu-check` has passed on a GPU, with its report under bench/reports/. Until then the Triton
 kernels are proven by the interpreter and ahead-of-time compilation only, and "auto" does not choose them."""
 
+FUSED_MEASURED_ON_GPU = False
+"""The same of the descriptors' CUDA half."""
+
+AUTO_DTYPES = {
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+    "grouped_mm": (torch.bfloat16,),
+}
+"""What "auto" gives the backends that are not for everything; other calls go to the reference."""
+
 
 def moe_backend_status(dim: int = 16, hidden_dim: int = 16) -> list[BackendStatus]:
     """Every known MoE backend for experts of these widths, best first."""
@@ -43,14 +52,27 @@ def moe_backend_status(dim: int = 16, hidden_dim: int = 16) -> list[BackendStatu
     if dim % 16 or hidden_dim % 16:
         triton_usable, triton_reason = False, f"needs widths that 16 divides, not {dim} and {hidden_dim}"
     triton = BackendStatus("triton", triton_usable, triton_reason)
-    grouped_mm = BackendStatus("grouped_mm", True, "torch.nn.functional.grouped_mm between torch's own steps")
+    grouped_mm = BackendStatus("grouped_mm", *_grouped_mm_status(dim, hidden_dim))
     megablocks = BackendStatus("megablocks", *_megablocks_status())
     reference = BackendStatus("reference", True, "pure torch: sorted tokens, a few GEMMs per expert")
     if not torch.cuda.is_available():
         return [reference, grouped_mm, triton, megablocks]
-    if TRITON_MEASURED:
-        return [triton, grouped_mm, reference, megablocks]
-    return [grouped_mm, reference, triton, megablocks]
+    plain = [grouped_mm, reference] if _has_grouped_gemm() else [reference, grouped_mm]
+    return [triton, *plain, megablocks] if TRITON_MEASURED else [*plain, triton, megablocks]
+
+
+def _grouped_mm_status(dim: int, hidden_dim: int) -> tuple[bool, str]:
+    if dim % 8 or hidden_dim % 8:  # torch wants strides that are multiples of 16 bytes, in bfloat16
+        return False, f"needs widths that 8 divides, not {dim} and {hidden_dim}"
+    what = "torch.nn.functional.grouped_mm between torch's own steps"
+    if _has_grouped_gemm():
+        return True, f"{what}; one grouped GEMM in bfloat16, otherwise a loop that waits for the device"
+    return True, f"{what}, here a loop over experts inside torch"
+
+
+def _has_grouped_gemm() -> bool:
+    """Whether torch has a grouped GEMM of its own for this GPU, of which bfloat16 is the only type."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] in (9, 10)
 
 
 def _megablocks_status() -> tuple[bool, str]:
@@ -62,11 +84,20 @@ def _megablocks_status() -> tuple[bool, str]:
     return True, "the grouped GEMM of MegaBlocks; waits for the device once a call, bfloat16 only"
 
 
-def descriptor_backend_status() -> list[BackendStatus]:
-    """Every known descriptor backend, best first."""
+def descriptor_backend_status(device_type: str = "cpu") -> list[BackendStatus]:
+    """Every known descriptor backend for images on "cpu" or "cuda", best first."""
+    reference = BackendStatus("reference", True, "pure torch, about twenty passes over the image")
+    usable, reason = extension_status()
+    if device_type == "cpu" or not usable:
+        return [BackendStatus("fused", usable, reason), reference]
+    if "C++ and CUDA" not in reason:
+        without = "the extension was built without CUDA (CROSSEARTH_BUILD=cuda needs nvcc)"
+        return [BackendStatus("fused", False, without), reference]
+    if FUSED_MEASURED_ON_GPU:
+        return [BackendStatus("fused", True, reason), reference]
     return [
-        BackendStatus("fused", *extension_status()),
-        BackendStatus("reference", True, "pure torch, about twenty passes over the image"),
+        reference,
+        BackendStatus("fused", True, "its CUDA half has run on no GPU yet; ask for it by name"),
     ]
 
 
@@ -90,6 +121,17 @@ def resolve_moe_backend(requested: str = "auto", dim: int = 16, hidden_dim: int 
         InputError: for an unknown name, or one asked for by name that does not work here.
     """
     return _resolve("MoE", requested, tuple(moe_backend_status(dim, hidden_dim)))
+
+
+def auto_moe_backend_for_call(resolved: str, device_type: str, dtype: torch.dtype) -> str:
+    """What runs a call of a layer whose "auto" is `resolved`, by where its tokens are and their dtype."""
+    if device_type != "cuda":
+        return "reference"
+    if dtype in AUTO_DTYPES.get(resolved, (dtype,)):
+        return resolved
+    if not torch.compiler.is_compiling():  # a graph of torch.compile has no place for words
+        log_once(f"MoE backend: reference for {dtype}, {resolved} for bfloat16", logging.WARNING)
+    return "reference"
 
 
 def resolve_descriptor_backend(requested: str = "auto") -> str:
@@ -119,6 +161,6 @@ def _resolve(part: str, requested: str, statuses: tuple[BackendStatus, ...]) -> 
 
 
 @cache
-def log_once(message: str) -> None:
-    """Tells the user, the first time."""
-    logger.info(message)
+def log_once(message: str, level: int = logging.INFO) -> None:
+    """Tells the user, the first time; a warning is seen without any set-up of logging."""
+    logger.log(level, message)

@@ -30,7 +30,7 @@ import torch
 from crossearth_sar.errors import InputError
 
 SHARED_LIMIT = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448}
-"""Bytes of shared memory one program may use; sm_86 stands for 8.6, 8.7 and 8.9."""
+"""Bytes of shared memory one program may use; sm_86 is 8.6, 8.7, 8.9 and consumer Blackwell, 12.x."""
 
 SMS = {"sm_80": 108, "sm_86": 84, "sm_90": 132, "interpreter": 1}
 """Multiprocessors counted on: A100, RTX 3090 class, H100 and H200."""
@@ -89,7 +89,7 @@ class Candidate:
 
 
 def current_arch() -> str:
-    """ "interpreter", "sm_80", "sm_86" or "sm_90" (also for what is newer).
+    """ "interpreter", or the row of SHARED_LIMIT whose tiles fit the current GPU.
 
     Raises:
         InputError: where no kernel could run.
@@ -101,7 +101,9 @@ def current_arch() -> str:
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
         raise InputError("the GPU is too old", got=f"compute capability {major}.{minor}", expected=">= 8.0")
-    return "sm_90" if major >= 9 else "sm_80" if minor == 0 else "sm_86"
+    if (major, minor) == (8, 0):
+        return "sm_80"
+    return "sm_90" if 9 <= major < 12 else "sm_86"
 
 
 def rows_bucket(rows: int, num_experts: int) -> int:

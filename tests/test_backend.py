@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from crossearth_sar import backend
+from crossearth_sar import backend, sar_descriptors
+from crossearth_sar.__main__ import report
 from crossearth_sar.errors import InputError
 
 
@@ -48,7 +50,76 @@ def test_unknown_name_names_the_nearest() -> None:
         backend.resolve_moe_backend("tritn")
 
 
+@pytest.mark.parametrize(
+    ("capability", "dim", "best"),
+    [((9, 0), 64, "grouped_mm"), ((10, 0), 384, "grouped_mm"), ((9, 0), 90, "reference"),
+     ((8, 0), 64, "reference"), ((12, 0), 64, "reference")],
+)  # fmt: skip
+def test_auto_takes_grouped_mm_only_where_torch_has_a_grouped_gemm(
+    capability: tuple[int, int], dim: int, best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert backend.resolve_moe_backend("auto", dim, 4 * dim) == best
+    if dim == 90:
+        with pytest.raises(InputError, match="widths that 8 divides, not 90 and 360"):
+            backend.resolve_moe_backend("grouped_mm", dim, 4 * dim)
+
+
+@pytest.mark.parametrize(
+    ("resolved", "device", "dtype", "expected"),
+    [
+        ("grouped_mm", "cuda", torch.bfloat16, "grouped_mm"),
+        ("grouped_mm", "cuda", torch.float32, "reference"),
+        ("grouped_mm", "cuda", torch.float16, "reference"),
+        ("grouped_mm", "cpu", torch.bfloat16, "reference"),
+        ("triton", "cuda", torch.float32, "triton"),
+        ("triton", "cuda", torch.float64, "reference"),
+        ("reference", "cuda", torch.float64, "reference"),
+    ],
+)
+def test_auto_leaves_a_call_to_the_reference_where_the_best_is_not_made_for_it(
+    resolved: str, device: str, dtype: torch.dtype, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.log_once.cache_clear()
+    for _ in range(2):
+        assert backend.auto_moe_backend_for_call(resolved, device, dtype) == expected
+    dropped = device == "cuda" and expected != resolved
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * dropped
+
+
+@pytest.mark.parametrize(
+    "built",
+    ["C++ and CUDA", "C++, built without CUDA"],
+)
+def test_the_report_tells_images_and_tokens_on_a_gpu_apart(
+    built: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(backend, "extension_status", lambda: (True, f"one pass over the image; {built}"))
+    told = report()
+    assert "SAR descriptors, images on a CPU: backend 'auto' is 'fused'" in told
+    assert "SAR descriptors, images on a GPU: backend 'auto' is 'reference'" in told
+    assert "MoE layer, tokens on a GPU: backend 'auto' is 'grouped_mm' in bfloat16, else 'reference'" in told
+    monkeypatch.setattr(backend, "FUSED_MEASURED_ON_GPU", True)
+    best = "fused" if built == "C++ and CUDA" else "reference"
+    assert f"SAR descriptors, images on a GPU: backend 'auto' is {best!r}" in report()
+
+
+def test_a_slower_form_than_asked_for_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    backend.log_once.cache_clear()
+    if not backend.extension_status()[0]:
+        pytest.skip(backend.extension_status()[1])
+    for _ in range(2):
+        sar_descriptors(torch.rand(1, 8, 8), num_bins=6)
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
+        "descriptor backend: reference for num_bins 6: not divisible by 4, or above 252"
+    ]
+
+
 def test_the_report_names_packages_backends_and_reasons() -> None:
+    best = next(status.name for status in backend.moe_backend_status() if status.usable)
     done = subprocess.run(
         [sys.executable, "-m", "crossearth_sar"], capture_output=True, text=True, check=True
     )
@@ -57,7 +128,7 @@ def test_the_report_names_packages_backends_and_reasons() -> None:
         "transformers",
         "deepspeed",
         "megablocks",
-        "backend 'auto' is 'reference'",
+        f"backend 'auto' is {best!r}",
         "triton",
     ):
         assert word in done.stdout

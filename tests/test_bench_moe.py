@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ def layer_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = "--tokens 96 --dims 32 --routings skewed one-expert --rounds 3 --no-compile --gate probability"
     subprocess.run(
         [sys.executable, str(ROOT / "bench/bench_moe_layer.py"), *options.split(), "--out", str(folder)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # a module's fixture runs before that of one test
         check=True,
         capture_output=True,
     )
@@ -272,7 +274,18 @@ def test_gpu_check_fits_into_its_time() -> None:
     steps = gpu_check.gpu_steps()
     assert sum(s.reserve_s for s in steps) < gpu_check.TOTAL_S <= 540
     assert {"tests", "moe-layer", "grouped-gemm", "model", "roofline"} <= {s.name for s in steps}
-    assert "tests/kernels/test_grouped_forward.py" in gpu_check.gpu_test_files()
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_gpu_check_asks_anew_for_what_a_step_has_built(built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "extension_status", lambda: (True, "C++, built without CUDA"))  # before
+    monkeypatch.setattr(gpu_check, "HAS_CUDA_HALF", f"raise SystemExit({not built})")
+    files = gpu_check.gpu_test_files()
+    assert ("tests/descriptors/test_fused_cuda.py" in files) == built
+    assert "tests/kernels/test_grouped_forward.py" in files
+    (descriptors,) = (s for s in gpu_check.gpu_steps() if s.name == "descriptors")
+    outcome = gpu_check.run_step(descriptors, 0.0, Path("unused"))
+    assert outcome.verdict == ("out of time" if built else "skipped")
 
 
 def test_gpu_check_takes_an_interpreter_as_it_is() -> None:

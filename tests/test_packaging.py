@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import pytest
+import setuptools
+from pybind11 import setup_helpers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +29,44 @@ def test_an_unknown_build_choice_is_named() -> None:
     done = build_wheel(ROOT, "fast")
     assert done.returncode != 0
     assert "CROSSEARTH_BUILD=fast: expected auto, cpu, cuda or none" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo \"nvcc fatal   : Unsupported gpu architecture 'compute_90'\" >&2; exit 1", "compute_90"),
+        ("exit 0", "names no folder with libcudart_static.a"),
+    ],
+)
+@pytest.mark.parametrize("choice", ["auto", "cuda"])
+def test_an_nvcc_that_cannot_is_an_error_only_where_cuda_was_asked_for(
+    choice: str,
+    script: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "nvcc").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (tmp_path / "nvcc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CROSSEARTH_BUILD", choice)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    made = runpy.run_path("setup.py")
+    built: list[str] = []
+    monkeypatch.setattr(setup_helpers.build_ext, "build_extension", lambda _, ext: built.append(ext.name))
+    command, extension = made["BuildExtension"](setuptools.Distribution()), made["extension"]
+    command.build_temp = str(tmp_path)
+    if choice == "cuda":
+        with pytest.raises(SystemExit, match=f"CROSSEARTH_BUILD=cuda: .*{reason}.*CROSSEARTH_BUILD=cpu"):
+            command.build_extension(extension)
+        assert not built
+    else:
+        command.build_extension(extension)
+        assert built == ["crossearth_sar._descriptors"]
+        assert not extension.extra_objects
+        assert re.search(f"CPU half only: .*{reason}", capsys.readouterr().err)
 
 
 def test_a_wheel_holds_kernels_and_typing_mark_and_works_from_anywhere(tmp_path: Path) -> None:

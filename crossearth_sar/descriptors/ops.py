@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from crossearth_sar.backend import log_once, resolve_descriptor_backend
+from crossearth_sar.backend import FUSED_MEASURED_ON_GPU, log_once, resolve_descriptor_backend
 from crossearth_sar.descriptors.fused import (
     MAX_BINS,
     fused_descriptor_map,
@@ -71,8 +72,8 @@ def sar_descriptors(
     """
     image_BHW = _validated(image, num_bins, block_size, flat_pixels, enl_domain)
     chosen = _backend(backend, image_BHW, num_bins, unsupported)
-    if chosen == "fused" and backend == "auto" and image_BHW.is_cuda:
-        log_once(f"descriptor backend: reference for {UNTRIED_ON_GPU}")
+    if chosen == "fused" and backend == "auto" and image_BHW.is_cuda and not FUSED_MEASURED_ON_GPU:
+        log_once(f"descriptor backend: reference for {UNTRIED_ON_GPU}", logging.WARNING)
         chosen = "reference"
     if image_BHW.shape[0] == 0:
         return image_BHW.new_zeros(0, 3, dtype=torch.float32)
@@ -153,7 +154,7 @@ def _backend(
             expected=f"images on a CPU or a GPU, num_bins divisible by 4 and at most {MAX_BINS}",
             fix="backend='auto' takes the reference here",
         )
-    log_once(f"descriptor backend: reference for {reason}")
+    log_once(f"descriptor backend: reference for {reason}", logging.WARNING)
     return "reference"
 
 
@@ -204,5 +205,6 @@ def _refuse_nonfinite(image_BHW: Tensor) -> None:
             "image holds pixels that are NaN or inf",
             got=f"{count} of {bad.numel()}, the first at image {b}, row {y}, column {x}",
             expected="finite pixels",
-            fix="mask nodata to 0 first; check_finite=False skips this check",
+            fix="put measured amplitudes there (data.fill.fill_unmeasured): zeros would be edges. "
+            "check_finite=False skips this check",
         )

@@ -1,10 +1,11 @@
 """Expert parallelism: each rank of a group holds E / ep_size experts, rows travel to them and back.
 
 One all-to-all each way with uneven splits (and one of E counts before them). Dropless; a rank or an expert
-without a row takes part with zero rows, so that the graph is the same everywhere. Knows torch.distributed
-only; what DeepSpeed needs to be told is in engine/deepspeed_moe.py.
+without a row takes part with zero rows, so that the graph is the same everywhere. The host waits for the
+device once a layer, for the splits; the backward has them already. Knows torch.distributed only; what
+DeepSpeed needs to be told is in engine/deepspeed_moe.py.
 
-N routed rows here, M rows received, E experts, D dim, K top-k.
+N routed rows here, M rows received, S senders, E experts, D dim, K top-k.
 """
 
 from __future__ import annotations
@@ -56,26 +57,42 @@ class ExpertParallelExperts(StackedExperts):
 
     def forward(self, x_TD: Tensor, gate_BTK: Tensor | None, plan: DispatchPlan) -> Tensor:
         """As StackedExperts.forward; a collective call of the group."""
-        counts = plan.offsets.diff()
-        sent_counts = counts.view(self.ep_size, -1)  # (rank, its expert): grouped rows lie in this order
-        received_counts = torch.empty_like(sent_counts)
-        dist.all_to_all_single(received_counts, sent_counts, group=self.group)
-        send, receive = sent_counts.sum(1).tolist(), received_counts.sum(1).tolist()
-        rows_MD = _exchange(gather_rows(x_TD, plan), send, receive, self.group)
-        by_expert, by_sender = _regroup(received_counts)
-        offsets = F.pad(received_counts.sum(0).cumsum(0), (1, 0)).to(plan.offsets.dtype)
-        arrived = DispatchPlan(source_row=None, offsets=offsets, top_k=1, backend=plan.backend)
-        out_MD = super().forward(rows_MD.index_select(0, by_expert), None, arrived)
-        rows_ND = _exchange(out_MD.index_select(0, by_sender), receive, send, self.group)
-        return combine_rows(rows_ND, gate_BTK, plan)
+        sent_SE = plan.offsets.diff().view(self.ep_size, -1)  # (rank, its expert): rows lie in this order
+        received_SE = torch.empty_like(sent_SE)
+        counts_travel = dist.all_to_all_single(received_SE, sent_SE, group=self.group, async_op=True)
+        rows_ND = gather_rows(x_TD, plan)  # meanwhile
+        counts_travel.wait()
+        send, receive = torch.stack((sent_SE.sum(1), received_SE.sum(1))).tolist()  # the one wait
+        rows_MD = _exchange(rows_ND, send, receive, self.group)
+        out_MD = super().forward(rows_MD, None, _plan_of_arrived(received_SE, sum(receive), plan))
+        return combine_rows(_exchange(out_MD, receive, send, self.group), gate_BTK, plan)
 
 
-def _regroup(counts_SE: Tensor) -> tuple[Tensor, Tensor]:
-    """Orders from (sender, expert) to (expert, sender) and back, for runs of `counts_SE[s, e]` rows."""
-    senders, experts = counts_SE.shape
-    expert_of_run = torch.arange(experts, device=counts_SE.device).repeat(senders)
-    there = expert_of_run.repeat_interleave(counts_SE.flatten()).argsort(stable=True)
-    return there, there.argsort()
+def _plan_of_arrived(counts_SE: Tensor, rows: int, plan: DispatchPlan) -> DispatchPlan:
+    """Of `rows` rows in runs of (sender, expert), `counts_SE[s, e]` long; `plan` is what they were sent by.
+
+    Example, two senders, two experts, counts [[1, 2], [3, 0]], rows 0 | 1 2 | 3 4 5 |:
+
+        source_row [0, 3, 4, 5, 1, 2]   expert 0's rows, then expert 1's
+        offsets    [0, 4, 6]
+
+    The experts gather by it and put their outputs back in the order of arrival.
+    """
+    # A run's rows keep their distances, so each is its place among the sorted plus its run's shift. All is
+    # int32, as the kernels want it.
+    length_A = counts_SE.t().flatten()
+    arrived_at_A = _starts(counts_SE.flatten()).view_as(counts_SE).t().flatten()
+    shift_A = arrived_at_A - _starts(length_A)
+    # Without output_size the host would ask the device for the sum of the lengths.
+    shift_M = shift_A.repeat_interleave(length_A, output_size=rows)
+    offsets = F.pad(counts_SE.sum(0).cumsum(0), (1, 0)).int()
+    source_row = torch.arange(rows, dtype=torch.int32, device=counts_SE.device) + shift_M
+    return DispatchPlan(source_row, offsets, top_k=1, backend=plan.backend)
+
+
+def _starts(length_A: Tensor) -> Tensor:
+    """Where each of the runs of these lengths begins, (A,) int32."""
+    return length_A.cumsum(0, dtype=torch.int32) - length_A
 
 
 def _exchange(rows_ND: Tensor, send: list[int], receive: list[int], group: Any) -> Tensor:

@@ -49,11 +49,11 @@ def grouped_ffn(
     """
     tensors = [x_TD, w1_EFD, b1_EF, w2_EDF, b2_ED]
     if torch.is_autocast_enabled(x_TD.device.type):
-        dtype = torch.get_autocast_dtype(x_TD.device.type)
-        tensors = [t.to(dtype) if t.dtype != torch.float64 else t for t in tensors]
-    x_TD, w1_EFD, b1_EF, w2_EDF, b2_ED = tensors
+        tensors = [t.to(compute_dtype(t)) for t in tensors]
+    # Out here, where the compiler sees the copy: kernels read dense rows, whatever view the model hands over.
+    x_TD, w1_EFD, b1_EF, w2_EDF, b2_ED = tensors = [t.contiguous() for t in tensors]
     if gate_A is not None:
-        gate_A = gate_A.to(x_TD.dtype)
+        gate_A = gate_A.to(x_TD.dtype).contiguous()
     if plan.backend in _COMPOSITES:
         return _COMPOSITES[plan.backend](x_TD, gate_A, plan, w1_EFD, b1_EF, w2_EDF, b2_ED, activation)
     differentiable = [t for t in (*tensors, gate_A) if t is not None]
@@ -63,6 +63,14 @@ def grouped_ffn(
         plan.top_k, activation, plan.backend, save_pre,
     )  # fmt: skip
     return y_TD
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that the experts compute `tensor` in: its own or, under autocast, that of autocast."""
+    kind = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return tensor.dtype
+    return torch.get_autocast_dtype(kind)
 
 
 @torch.library.custom_op("crossearth_sar::moe_ffn", mutates_args=())
@@ -90,9 +98,7 @@ def moe_ffn(
         y = grouped_down(act, source_row, offsets, w2, b2, gate, top_k=top_k)
         return y, act.new_empty(0, w1.shape[1]) if pre is None else pre
     assert backend == "reference", backend
-    return loop_forward(
-        x.contiguous(), gate, source_row, offsets, w1, b1, w2, b2, top_k, activation, save_pre
-    )
+    return loop_forward(x, gate, source_row, offsets, w1, b1, w2, b2, top_k, activation, save_pre)
 
 
 @moe_ffn.register_fake
@@ -156,13 +162,12 @@ def _(
     backend: str,
     want_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dgate = x.new_empty(0 if gate is None else gate.shape[0])
+    # Contiguous, as the kernels write them: empty_like would follow an input's strides.
+    dx, dgate = x.new_empty(x.shape), x.new_empty(0 if gate is None else gate.shape[0])
     if not want_weights:
-        return (torch.empty_like(x), dgate, *(x.new_empty(0) for _ in range(4)))  # type: ignore[return-value]
-    b1 = w1.new_empty(w1.shape[:2])
-    return (
-        torch.empty_like(x), dgate, torch.empty_like(w1), b1, torch.empty_like(w2), torch.empty_like(b2)
-    )  # fmt: skip
+        return (dx, dgate, *(x.new_empty(0) for _ in range(4)))  # type: ignore[return-value]
+    dw1, dw2 = w1.new_empty(w1.shape), w2.new_empty(w2.shape)
+    return dx, dgate, dw1, w1.new_empty(w1.shape[:2]), dw2, b2.new_empty(b2.shape)
 
 
 def _triton_backward(

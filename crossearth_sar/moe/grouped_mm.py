@@ -1,7 +1,9 @@
 """The backend "grouped_mm": torch.nn.functional.grouped_mm between torch's own gather and scatter.
 
-A peer to compare with, and the form to take where Triton is missing on a GPU. No host synchronisation. It has
-no biases of its own, so each is added as a row per token; nothing is fused.
+A peer to compare with, and the form to take where Triton is missing on a GPU. It has no biases of its own, so
+each is added as a row per token; nothing is fused. In bfloat16 on compute capability 9.x and 10.x torch runs
+one grouped GEMM and never waits for the device. Everywhere else it loops over the experts, on a GPU after
+reading the offsets back; torch.compile knows it in bfloat16 only. Widths must be multiples of 16 bytes.
 
 T tokens, N routed rows, D dim, F hidden, E experts.
 """
@@ -41,7 +43,7 @@ def grouped_mm_ffn(
             "grouped_mm does not know this dtype",
             got=x_TD.dtype,
             expected=" | ".join(str(dtype) for dtype in GROUPED_MM_DTYPES),
-            fix="backend='reference' takes any",
+            fix="backend='auto' or 'reference' takes any",
         )
     ends = plan.offsets[1:]
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from crossearth_sar.backend import resolve_moe_backend
+from crossearth_sar.backend import auto_moe_backend_for_call, resolve_moe_backend
 from crossearth_sar.errors import InputError
 from crossearth_sar.moe.dispatch import make_dispatch_plan
 from crossearth_sar.moe.experts import StackedExperts
+from crossearth_sar.moe.grouped_gemm import compute_dtype
 from crossearth_sar.moe.router import Gate, PhysicsGuidedRouter, RoutingInfo
 
 
@@ -29,7 +30,8 @@ class PhysicsGuidedMoE(nn.Module):
         gate: "normalized" (eq. 9) | "straight_through" | "probability", see PhysicsGuidedRouter.
         activation: "gelu" | "gelu_tanh" | "relu".
         backend: "auto" | "reference" | "triton" | "megablocks" | "grouped_mm", resolved here, once.
-            "auto" takes the best that works for tokens on a GPU, and the reference for tokens on a CPU.
+            "auto" takes the best that works for tokens on a GPU, and the reference for tokens on a CPU and in
+            a dtype that the best is not made for. A backend asked for by name is never replaced.
 
     Raises:
         InputError (a ValueError): for arguments out of range, or a backend that does not work here.
@@ -50,8 +52,7 @@ class PhysicsGuidedMoE(nn.Module):
         super().__init__()
         hidden_dim = hidden_dim or 4 * dim
         self.backend = resolve_moe_backend(backend, dim, hidden_dim)
-        # "auto" is about where the tokens are; a backend asked for by name is never replaced.
-        self.backend_on_cpu = "reference" if backend == "auto" else self.backend
+        self.is_auto = backend == "auto"
         self.router = PhysicsGuidedRouter(
             dim, num_experts, top_k=top_k, num_descriptors=num_descriptors, gate=gate
         )
@@ -73,7 +74,9 @@ class PhysicsGuidedMoE(nn.Module):
                 got=f"shape {tuple(x_BTD.shape)}",
                 expected=f"(B, T, {self.router.dim})",
             )
-        backend = self.backend if x_BTD.is_cuda else self.backend_on_cpu
+        backend = self.backend
+        if self.is_auto:
+            backend = auto_moe_backend_for_call(backend, x_BTD.device.type, compute_dtype(x_BTD))
         routing = self.router(x_BTD, descriptors_BP, backend)
         plan = make_dispatch_plan(routing.expert_index, self.router.num_experts, backend)
         gate_BTK = None if self.router.gate_is_one else routing.gate

@@ -59,6 +59,9 @@ class ReplacedFFN:
     it and sees the descriptors of the last forward that had gradients enabled; with several forwards before
     one backward, pass `moe.checkpoint_context` as `context_fn` of torch.utils.checkpoint.
 
+    torch.compile takes the model in one graph. Checkpointing around a compiled model begins the routing anew
+    as it recomputes: take `balance_loss()` before the backward there. Checkpoints within it break the graph.
+
     One thread at a time. `copy.deepcopy((model, moe))` copies both, bound to each other; the routing and
     its graph stay behind.
     """
@@ -281,4 +284,6 @@ def _matches(model: nn.Module, pattern: str | Sequence[str]) -> dict[str, nn.Mod
 
 def _in_backward() -> bool:
     """Whether autograd is running this code: a forward then is a recomputation by checkpointing."""
+    if torch.compiler.is_compiling():  # the question would break the graph, and what is compiled is a forward
+        return False
     return torch._C._current_graph_task_id() != -1

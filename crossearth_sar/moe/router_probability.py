@@ -15,7 +15,10 @@ from torch import Tensor
 
 
 def fused_router_probability(x_BTD: Tensor, weight_ED: Tensor, image_bias_BE: Tensor) -> Tensor:
-    """softmax(x W^T + image_bias) over E: (B, T, E) float32; weight and bias in float32."""
+    """softmax(x W^T + image_bias) over E: (B, T, E) float32; the bias in float32, the weight there or as x.
+
+    Of the same 16-bit type, tokens and weight meet on the tensor cores, accumulated in float32.
+    """
     batch, tokens, _ = x_BTD.shape
     probability = router_probability_op(
         x_BTD.flatten(0, 1), weight_ED.contiguous(), image_bias_BE.contiguous(), tokens
@@ -49,7 +52,7 @@ def _backward(ctx: Any, dprobability_TE: Tensor) -> tuple[Tensor | None, ...]:
     # The product of the two narrow ones in x's dtype: a float32 copy of x is what this file avoids.
     narrow_TE = dlogits_TE.to(x.dtype)
     dx = narrow_TE @ weight.to(x.dtype) if ctx.needs_input_grad[0] else None
-    dweight = (narrow_TE.t() @ x).float() if ctx.needs_input_grad[1] else None
+    dweight = (narrow_TE.t() @ x).to(weight.dtype) if ctx.needs_input_grad[1] else None
     dimage_bias = dlogits_TE.view(ctx.images, ctx.tokens_per_image, weight.shape[0]).sum(1)
     return dx, dweight, dimage_bias, None
 

@@ -29,14 +29,16 @@ class _Block:
     lo: int
     hi: int
     first: bool
-    """Whether no block of this expert came before."""
+    last: bool
+    """Whether no block of this expert came before, or comes after."""
 
 
 def _blocks(offsets: Tensor) -> Iterator[_Block]:
     bounds = offsets.tolist()
     for expert, (start, end) in enumerate(pairwise(bounds)):
         for lo in range(start, end, BLOCK_ROWS):
-            yield _Block(expert, lo, min(lo + BLOCK_ROWS, end), lo == start)
+            hi = min(lo + BLOCK_ROWS, end)
+            yield _Block(expert, lo, hi, lo == start, hi == end)
 
 
 def forward(
@@ -125,17 +127,27 @@ def backward(
 
 
 class _WeightGradients:
-    """dw1, db1, dw2, db2: an expert's first block writes, later ones add; without rows all are zero."""
+    """dw1, db1, dw2, db2: an expert's first block writes, later ones add; without rows all are zero.
+
+    In 16 bits the blocks of an expert are summed in float32, and rounded once: an error that grew with the
+    rows would be several times that of one product over all of them.
+    """
 
     def __init__(self, w1_EFD: Tensor, w2_EDF: Tensor, blocks: list[_Block]) -> None:
-        self.dw1, self.dw2 = torch.empty_like(w1_EFD), torch.empty_like(w2_EDF)
+        self.dw1, self.dw2 = w1_EFD.new_empty(w1_EFD.shape), w2_EDF.new_empty(w2_EDF.shape)
         self.db1, self.db2 = w1_EFD.new_empty(w1_EFD.shape[:2]), w2_EDF.new_empty(w2_EDF.shape[:2])
+        self._sums: list[Tensor] = []
+        if w1_EFD.dtype in (torch.bfloat16, torch.float16):
+            self._sums = [torch.empty_like(g[0], dtype=torch.float32) for g in self.tensors()]
         self._ones = w1_EFD.new_ones(max((block.hi - block.lo for block in blocks), default=0))
         for expert in set(range(w1_EFD.shape[0])) - {block.expert for block in blocks}:
             for gradient in self.tensors():
                 gradient[expert].zero_()
 
     def add(self, block: _Block, dpre_MF: Tensor, x_MD: Tensor, dy_MD: Tensor, act_MF: Tensor) -> None:
+        if self._sums:
+            self._add_in_float32(block, dpre_MF, x_MD, dy_MD, act_MF)
+            return
         e, beta = block.expert, 0.0 if block.first else 1.0
         # beta = 0 ignores what is there, NaN included
         torch.addmm(self.dw1[e], dpre_MF.t(), x_MD, beta=beta, out=self.dw1[e])
@@ -143,6 +155,21 @@ class _WeightGradients:
         ones_M = self._ones[: block.hi - block.lo]  # a product reads the rows once; a sum over rows is slower
         torch.addmv(self.db1[e], dpre_MF.t(), ones_M, beta=beta, out=self.db1[e])
         torch.addmv(self.db2[e], dy_MD.t(), ones_M, beta=beta, out=self.db2[e])
+
+    def _add_in_float32(
+        self, block: _Block, dpre_MF: Tensor, x_MD: Tensor, dy_MD: Tensor, act_MF: Tensor
+    ) -> None:
+        of_block = (
+            torch.mm(dpre_MF.t(), x_MD), dpre_MF.sum(0, dtype=torch.float32),
+            torch.mm(dy_MD.t(), act_MF), dy_MD.sum(0, dtype=torch.float32),
+        )  # fmt: skip
+        for gradient, total, part in zip(self.tensors(), self._sums, of_block, strict=True):
+            if block.first:
+                total.copy_(part)
+            else:
+                total += part
+            if block.last:
+                gradient[block.expert] = total
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.dw1, self.db1, self.dw2, self.db2

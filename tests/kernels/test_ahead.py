@@ -13,7 +13,7 @@ from kernels_ahead import ARCHS, ROOT, all_cases  # bench/ is on the path, see p
 
 from crossearth_sar.kernels.ahead import AheadCase, Resources, case_digest, compile_case
 from crossearth_sar.kernels.tile_table import TABLE
-from crossearth_sar.kernels.tiles import SHARED_LIMIT, Tiles
+from crossearth_sar.kernels.tiles import SHARED_LIMIT, Tiles, candidates
 
 RENEW = "python bench/kernels_ahead.py"
 TINY = Tiles(block_m=16, block_n=16, block_k=16, num_warps=1, num_stages=1)
@@ -47,6 +47,18 @@ def test_every_shipped_configuration_has_a_case(kernel: str, arch: str) -> None:
     for precision in ("half", "fp32"):
         for row in TABLE[kernel][arch, precision]:
             assert any(row.tiles.label in label for label in labels), (row.tiles.label, labels)
+
+
+@pytest.mark.parametrize("kernel", list(TABLE))
+def test_what_small_cards_are_given_fits_their_shared_memory(kernel: str) -> None:
+    """They run those of sm_80's tiles that fit: by what was compiled, epilogue and all."""
+    for dtype in ("bf16", "fp32"):
+        labels = [row.tiles.label for row in candidates(kernel, dtype, "sm_86")]
+        of_sm_80 = [row for (arch, _), row in committed().items() if arch == "sm_80"]
+        for label in labels:
+            rows = [row for row in of_sm_80 if row["case"].startswith(f"{kernel} {dtype} {label}")]
+            assert rows, label
+            assert max(int(row["shared, B"]) for row in rows) <= SHARED_LIMIT["sm_86"], label
 
 
 @pytest.mark.parametrize(

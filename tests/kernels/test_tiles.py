@@ -128,7 +128,8 @@ def test_arch_in_the_interpreter_and_without_a_gpu(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("capability", "arch"), [((8, 0), "sm_80"), ((8, 9), "sm_86"), ((9, 0), "sm_90"), ((10, 0), "sm_90")]
+    ("capability", "arch"),
+    [((8, 0), "sm_80"), ((8, 9), "sm_86"), ((9, 0), "sm_90"), ((10, 3), "sm_90"), ((12, 0), "sm_86")],
 )
 def test_arch_of_a_gpu(capability: tuple[int, int], arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

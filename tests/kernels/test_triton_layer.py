@@ -71,6 +71,45 @@ def interpreted_rows_already_grouped() -> None:
     assert bool(torch.isfinite(rows.grad).all())
 
 
+def interpreted_views_are_taken_as_the_reference_takes_them() -> None:
+    """Tokens from a convolution come transposed; a branch of a wider layer comes as a slice."""
+    fast, slow = pair(gate="probability")
+    wide = torch.randn(2, 7, 64)
+    transposed, branch = torch.randn(1, 32, 7).transpose(1, 2), wide[..., :32]
+    for x in (transposed, branch):
+        outputs = []
+        for layer in (fast, slow):
+            leaf = x.detach().requires_grad_()
+            assert not leaf.flatten(0, 1).is_contiguous()
+            y, _ = layer(leaf)
+            outputs.append((y, *torch.autograd.grad(y.square().sum(), [leaf, layer.experts.w1])))
+        torch.testing.assert_close(*outputs, rtol=2e-5, atol=2e-5)
+
+
+def interpreted_router_reads_weights_of_the_tokens_type_as_they_are() -> None:
+    """float16 stands for bfloat16, which the interpreter gets wrong; under autocast weights stay float32."""
+    from crossearth_sar.kernels import routing
+
+    read: list[tuple[torch.dtype, torch.dtype]] = []
+    original = routing.router_probability
+
+    def noted(x: Tensor, weight: Tensor, *rest: Tensor, **options: int) -> Tensor:
+        read.append((x.dtype, weight.dtype))
+        return original(x, weight, *rest, **options)
+
+    routing.router_probability = noted
+    x, d = torch.randn(2, 5, 32).half(), torch.randn(2, 3).half()
+    for dtype in (torch.float16, torch.float32):
+        router = pair(gate="probability")[0].router.to(dtype)
+        outputs = []
+        for backend in ("triton", "reference"):
+            probability = router.probability(x, d, backend)
+            outputs.append((probability, torch.autograd.grad(probability.square().sum(), router.weight)[0]))
+        torch.testing.assert_close(outputs[0][0], outputs[1][0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(outputs[0][1], outputs[1][1], rtol=1e-2, atol=2e-3)
+    assert read == [(torch.float16, torch.float16), (torch.float16, torch.float32)]
+
+
 def interpreted_both_backends_plan_alike() -> None:
     for index in (torch.randint(0, 6, (2, 50, 2)), torch.zeros(0, 4, 1, dtype=torch.long)):
         fast, slow = (make_dispatch_plan(index, 6, backend) for backend in ("triton", "reference"))
@@ -151,6 +190,18 @@ class TestOnGpu:
         x, d = torch.randn(2, 100, 32, device="cuda"), torch.randn(2, 3, device="cuda")
         compiled = torch.compile(lambda x, d: fast(x, d)[0], fullgraph=True)
         torch.testing.assert_close(compiled(x, d), fast(x, d)[0], rtol=1e-4, atol=1e-4)
+
+    def test_compiles_forward_and_backward_for_transposed_tokens(self) -> None:
+        fast, slow = pair("cuda")
+        x = torch.randn(1, 32, 100, device="cuda", requires_grad=True)
+
+        def output_and_gradient(layer: PhysicsGuidedMoE, compiles: bool) -> tuple[Tensor, Tensor]:
+            run = lambda x: layer((x * 1.5).transpose(1, 2))[0]  # noqa: E731
+            y = torch.compile(run, fullgraph=True)(x) if compiles else run(x)
+            return y, torch.autograd.grad(y.square().sum(), x)[0]
+
+        got, expected = output_and_gradient(fast, True), output_and_gradient(slow, False)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
     def test_bfloat16_error_is_at_most_twice_that_of_torch(self) -> None:
         fast, slow = pair("cuda")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 import torch.distributed as dist
 from ranks import RankPool
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from crossearth_sar import PhysicsGuidedMoE
 from crossearth_sar.errors import InputError
+from crossearth_sar.moe.dispatch import DispatchPlan, make_dispatch_plan
 from crossearth_sar.moe.expert_parallel import (
     ExpertParallelExperts,
-    _regroup,
+    _plan_of_arrived,
     full_state_dict,
     load_full_state_dict,
 )
@@ -186,11 +189,59 @@ def test_refuses_ranks_that_do_not_divide_the_experts(ranks: RankPool) -> None:
 
 
 @pytest.mark.parametrize(("senders", "experts"), [(1, 1), (1, 4), (2, 3), (3, 2), (4, 1)])
-def test_regroup_by_brute_force(senders: int, experts: int) -> None:
+def test_plan_of_arrived_rows_by_brute_force(senders: int, experts: int) -> None:
+    sent = DispatchPlan(None, torch.zeros(1, dtype=torch.int32), 2, "grouped_mm")
     for trial in range(20):
-        counts = torch.randint(0, 4 if trial else 1, (senders, experts))
+        counts = torch.randint(0, 4 if trial else 1, (senders, experts), dtype=torch.int32)
         rows = [(s, e, n) for s in range(senders) for e in range(experts) for n in range(int(counts[s, e]))]
-        there, back = _regroup(counts)
-        grouped = [rows[i] for i in there.tolist()]
+        plan = _plan_of_arrived(counts, len(rows), sent)
+        assert plan.source_row is not None
+        grouped = [rows[i] for i in plan.source_row.tolist()]
         assert grouped == sorted(rows, key=lambda row: (row[1], row[0], row[2]))
-        assert [grouped[i] for i in back.tolist()] == rows
+        bounds = plan.offsets.tolist()
+        assert [[r[1] for r in grouped[lo:hi]] for lo, hi in pairwise(bounds)] == [
+            [e] * int(counts[:, e].sum()) for e in range(experts)
+        ]
+        assert (plan.top_k, plan.backend) == (1, "grouped_mm")
+        kernels_want = (torch.int32, torch.int32)
+        assert (plan.source_row.dtype, plan.offsets.dtype) == kernels_want
+
+
+class HostReads(TorchFunctionMode):
+    """Names of the calls that would make a host wait for its device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        unknown_size = name == "repeat_interleave" and kwargs.get("output_size") is None
+        if unknown_size or name in WAITING:
+            self.seen.append(name)
+        return func(*args, **kwargs)
+
+
+WAITING = {
+    *("tolist", "item", "cpu", "numpy", "nonzero", "unique", "masked_select"),
+    *("__bool__", "__int__", "__float__", "__index__"),
+}
+
+
+def host_reads() -> list[str]:
+    """Of a forward and backward of the split experts, around a backend that has none of its own."""
+    split = ExpertParallelExperts(make(2).experts, group_of(3))
+    x_TD = torch.randn(7, DIM, requires_grad=True)
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    plan = make_dispatch_plan(torch.randint(EXPERTS, (1, 7, 2), generator=generator), EXPERTS, "grouped_mm")
+    with HostReads() as reads:
+        split(x_TD, torch.rand(1, 7, 2), plan).sum().backward()
+    assert x_TD.grad is not None
+    return reads.seen
+
+
+def test_the_host_waits_once(ranks: RankPool) -> None:
+    assert ranks(host_reads) == [["tolist"]] * 3

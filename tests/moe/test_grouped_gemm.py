@@ -13,10 +13,11 @@ from torch import Tensor
 
 from crossearth_sar import PhysicsGuidedMoE
 from crossearth_sar.errors import InputError
+from crossearth_sar.moe import layer as layer_module
 from crossearth_sar.moe import sorted_loop
 from crossearth_sar.moe.activations import ACTIVATIONS
 from crossearth_sar.moe.dispatch import DispatchPlan, make_dispatch_plan
-from crossearth_sar.moe.grouped_gemm import grouped_ffn, moe_ffn
+from crossearth_sar.moe.grouped_gemm import grouped_ffn, moe_ffn, moe_ffn_backward
 
 DIM, HIDDEN = 16, 48
 NAMES = ("x", "gate", "w1", "b1", "w2", "b2")
@@ -101,6 +102,24 @@ def test_error_is_at_most_twice_that_of_torch(
             assert error <= 2 * allowed + floor, f"{name}, {activation}: {error} against {allowed}"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weight_gradients_of_many_blocks_are_as_exact_as_one_product(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums that are rounded to 16 bits after each block drift further, the more blocks there are."""
+    monkeypatch.setattr(sorted_loop, "BLOCK_ROWS", 32)
+    tensors, index = case(2048, experts=1, dtype=dtype)  # 64 blocks
+    tensors[0] += 0.5
+    tensors[1].fill_(1.0)
+    dy = torch.randn(2048, DIM) * 0.1 + 0.02
+    truth = results(lambda t: plain(t, index, "gelu"), [t.double() for t in tensors], dy)
+    torchs = results(lambda t: plain(t, index, "gelu"), tensors, dy)
+    got = results(ours(index, "gelu"), tensors, dy)
+    for name, *values in list(zip(("y", *NAMES), got, torchs, truth, strict=True))[3:]:
+        error, allowed = (float((v.double() - values[2]).norm() / values[2].norm()) for v in values[:2])
+        assert error <= 2 * allowed, f"{name}: {error:g} against {allowed:g}"
+
+
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 def test_gradcheck(top_k: int, activation: str) -> None:
@@ -123,6 +142,19 @@ def test_opcheck(gated: bool, grouped: bool) -> None:
         *leaves[1:], 1, "gelu", "reference", True,
     )  # fmt: skip
     torch.library.opcheck(moe_ffn, arguments)
+
+
+@pytest.mark.parametrize("want_weights", [False, True])
+def test_what_the_compiler_is_told_of_the_backward_is_so_for_transposed_tokens(want_weights: bool) -> None:
+    """Inductor asserts the strides that the fake announces; this is its check without its C++ compiler."""
+    (x, gate, *weights), index = case(9)
+    plan = make_dispatch_plan(index, 5)
+    w1, _, w2, b2 = (w.transpose(-1, -2).contiguous().transpose(-1, -2) for w in weights)
+    arguments = (
+        torch.randn(9, DIM), x.t().contiguous().t(), torch.randn(9, HIDDEN), gate, plan.source_row,
+        plan.offsets, w1, w2, b2, 1, "gelu", "reference", want_weights,
+    )  # fmt: skip
+    torch.library.opcheck(moe_ffn_backward, arguments, test_utils="test_faketensor")
 
 
 def test_rows_already_grouped() -> None:
@@ -194,6 +226,25 @@ def test_compiles_fullgraph_and_agrees() -> None:
     layer(x, d)[0].square().sum().backward()
     for one, parameter in zip(got, layer.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_auto_on_a_gpu_compiles_and_runs_in_every_dtype(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if "auto" had taken grouped_mm, which torch compiles in bfloat16 only and lacks in float64."""
+    real = layer_module.auto_moe_backend_for_call
+    monkeypatch.setattr(
+        layer_module, "auto_moe_backend_for_call", lambda best, _, dtype: real(best, "cuda", dtype)
+    )
+    layer, x = PhysicsGuidedMoE(DIM, HIDDEN).to(dtype), torch.randn(1, 7, DIM, dtype=dtype)
+    expected = layer.experts(x[0], None, make_dispatch_plan(layer(x)[1].expert_index, 6))
+    layer.backend = "grouped_mm"
+    compiled = torch.compile(lambda x: layer(x)[0], fullgraph=True, backend="aot_eager")
+    for run in (layer, compiled):
+        y = run(x)[0] if run is layer else run(x)
+        tolerance = 0.02 if dtype == torch.bfloat16 else 1e-6
+        torch.testing.assert_close(y[0], expected, rtol=tolerance, atol=tolerance)
 
 
 def test_activation_checkpointing_gives_the_same_gradients() -> None:

@@ -504,3 +504,16 @@ def test_the_example_runs_offline(
 
 def test_exported() -> None:
     assert "replace_ffn" in crossearth_sar.__all__
+
+
+def test_the_model_compiles_in_one_graph_and_learns_the_same() -> None:
+    model = nn.Sequential(Mlp(), Mlp())
+    moe = replace_ffn(model, "*", num_experts=3, descriptors=lambda x: x.mean(1)[:, :3])
+    x = torch.randn(2, 5, DIM)
+    found = []
+    for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        run(x)  # the second forward's routing must not add to the first's
+        loss = run(x).square().sum() + moe.balance_loss()
+        assert len(moe.routing()) == 2
+        found.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
+    torch.testing.assert_close(found[1], found[0])
