@@ -1,6 +1,6 @@
 """CrossEarth-SAR: physics-guided sparse mixture-of-experts segmentation of SAR images."""
 
-from crossearth_sar.descriptors import sar_descriptor_map, sar_descriptors
+from crossearth_sar.descriptors import RunningStandardizer, sar_descriptor_map, sar_descriptors
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import CrossEarthSAR, build_model, load_model, save_model
 from crossearth_sar.moe import PhysicsGuidedMoE, RoutingInfo, replace_ffn
@@ -11,6 +11,7 @@ __all__ = [
     "InputError",
     "PhysicsGuidedMoE",
     "RoutingInfo",
+    "RunningStandardizer",
     "__version__",
     "build_model",
     "load_model",

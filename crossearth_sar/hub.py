@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from crossearth_sar.errors import InputError
 
@@ -51,6 +52,19 @@ those of the image are used.
 """
 
 
+def _no_folder(folder: Path) -> InputError:
+    found = f"{folder.parent} is no folder"
+    if folder.parent.is_dir():
+        beside = sorted(path.name + "/" for path in folder.parent.iterdir() if path.is_dir())
+        found = f"{folder.parent} holds {', '.join(beside[:8]) or 'no folder'}{' …' if beside[8:] else ''}"
+    return InputError(
+        f"no model folder {folder}",
+        got=found,
+        expected="a folder with config.json and model.safetensors, or a repository «owner/name»",
+        fix="correct the path; the hub is asked only where no folder has the owner's name",
+    )
+
+
 class HubFolder(
     ModelHubMixin,
     library_name="crossearth-sar",
@@ -59,7 +73,7 @@ class HubFolder(
     license="apache-2.0",
     model_card_template=MODEL_CARD,
 ):
-    """Mixin of a model class that defines `_save_pretrained(folder)` and `_from_folder(folder, device)`."""
+    """Mixin of a model class with `_save_pretrained(folder)`, `_from_folder(folder, …)` and `class_names`."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -71,32 +85,41 @@ class HubFolder(
             name_or_path: a folder that save_pretrained, save_model or a training run wrote, or a
                 repository's id.
             options: of huggingface_hub (revision, token, cache_dir, local_files_only, force_download), and
-                `device`.
+                `device` and `backend` as in `load_model`.
 
         Raises:
-            InputError: no such folder, where the name can be no repository; or its files do not fit.
+            InputError: no such folder, where the name can be no repository or begins with a folder that is
+                here («runs/modle»); the hub has no such repository; or its files do not fit.
         """
         folder = Path(name_or_path).expanduser()
         if folder.is_dir():
             return cls._from_pretrained(model_id=str(folder), **options)
         text = str(name_or_path)
-        if isinstance(name_or_path, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1:
+        is_path = isinstance(name_or_path, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
+        if is_path or folder.parent.is_dir():
+            raise _no_folder(folder)
+        try:
+            return super().from_pretrained(text, **options)
+        except (RepositoryNotFoundError, LocalEntryNotFoundError) as error:
             raise InputError(
-                f"no model folder {folder}",
+                f"the model {text} cannot be had",
+                got=f"no folder {folder} here, and from the hub: {str(error).strip().splitlines()[0]}",
                 expected="a folder with config.json and model.safetensors, or a repository «owner/name»",
-            )
-        return super().from_pretrained(text, **options)
+            ) from error
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, device: Any = "cpu", **options: Any) -> Self:
+    def _from_pretrained(
+        cls, *, model_id: str, device: Any = "cpu", backend: str = "auto", **options: Any
+    ) -> Self:
         if Path(model_id).is_dir():
-            return cls._from_folder(Path(model_id), device)
+            return cls._from_folder(Path(model_id), device=device, backend=backend)
         options.pop("config", None)  # read again, and checked, with the weights
         files = ["config.json", "model.safetensors"]
-        return cls._from_folder(Path(snapshot_download(model_id, allow_patterns=files, **options)), device)
+        folder = Path(snapshot_download(model_id, allow_patterns=files, **options))
+        return cls._from_folder(folder, device=device, backend=backend)
 
     @classmethod
-    def _from_folder(cls, folder: Path, device: Any) -> Any:
+    def _from_folder(cls, folder: Path, **options: Any) -> Any:
         raise NotImplementedError
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
@@ -113,4 +136,7 @@ class HubFolder(
             "ffn": ffn,
             "parameters": f"{count / 1e6:.1f}M",
         }
+        names: Any = self.class_names  # type: ignore[attr-defined]
+        if names is not None:
+            known["classes"] = "\n".join(f"{i}. {name}" for i, name in enumerate(names))
         return super().generate_model_card(*args, **{**known, **kwargs})

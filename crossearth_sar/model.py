@@ -6,12 +6,14 @@ B batch, C bands (K in class scores: classes), H W pixels, P descriptors, L laye
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -24,15 +26,33 @@ from crossearth_sar.descriptors import RunningStandardizer, sar_descriptors
 from crossearth_sar.errors import InputError
 from crossearth_sar.hub import HubFolder
 from crossearth_sar.moe import PhysicsGuidedMoE, RoutingInfo
+from crossearth_sar.network_input import (
+    checked_amplitude,
+    db_statistics,
+    network_input,
+    statistics_of,
+    to_db,
+)
 from crossearth_sar.peft import EarthAdapter
 from crossearth_sar.presets import DESCRIPTOR_ORDER, ModelConfig, MoEConfig, model_preset
 from crossearth_sar.pretrained import load_backbone
 from crossearth_sar.vit import DenseFFN, VisionTransformer, ViTOutput
 
-AMPLITUDE_FLOOR = 1e-10
-"""-200 dB: where the logarithm of an amplitude of 0 is cut."""
-INPUT_LIMIT = 5.0
-"""Normalised input is cut to +- this many standard deviations."""
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "CrossEarthSAR",
+    "LossTerms",
+    "ModelOutput",
+    "build_model",
+    "db_statistics",
+    "eval_mode",
+    "load_model",
+    "network_input",
+    "save_model",
+    "sliding_windows",
+    "to_db",
+]
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
@@ -80,6 +100,34 @@ class CrossEarthSAR(nn.Module, HubFolder):
         self.descriptor_columns = [DESCRIPTOR_ORDER.index(name) for name in names]
         standardize = config.moe is not None and config.moe.standardize and bool(names)
         self.standardizer = RunningStandardizer(len(names)) if standardize else nn.Identity()
+        self.class_names: tuple[str, ...] | None = None
+        self.palette: tuple[tuple[int, ...], ...] | None = None
+
+    def name_classes(self, names: Sequence[str], palette: Sequence[Sequence[int]] | None = None) -> None:
+        """Says what the classes are, in the order of their indices, and how to draw them (RGB, 0..255).
+
+        Kept as `class_names` and `palette`, and saved with the model. Nothing is computed differently.
+
+        Raises:
+            InputError: unless there is one name, all different, and one colour per class.
+        """
+        count = self.config.num_classes
+        if len(set(names)) != count or len(names) != count or not all(isinstance(n, str) for n in names):
+            raise InputError(
+                "the class names do not fit the model",
+                got=", ".join(map(str, names)),
+                expected=f"{count} different names, one per class",
+            )
+        colors = None if palette is None else tuple(tuple(int(v) for v in color) for color in palette)
+        if colors is not None and not (
+            len(colors) == count and all(len(c) == 3 and min(c) >= 0 and max(c) <= 255 for c in colors)
+        ):
+            raise InputError(
+                "the palette does not fit the model",
+                got=str(colors),
+                expected=f"{count} colours [red, green, blue], 0 to 255",
+            )
+        self.class_names, self.palette = tuple(names), colors
 
     def forward(
         self, image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None
@@ -88,9 +136,13 @@ class CrossEarthSAR(nn.Module, HubFolder):
 
         Args:
             image_BCHW: amplitude, H and W multiples of the patch size; non-negative and finite (datasets
-                of this package promise it; `predict` checks).
+                of this package promise it; `predict` checks). An image with a pixel that is not finite has
+                NaN logits.
             db_mean, db_std: (C,) or (B, C), statistics of 20 log10(amplitude) of the images' domain; not
                 given, each image's own are taken.
+
+        Raises:
+            InputError: for more than 3 bands, statistics that do not fit them, or part of a patch.
         """
         features = self.features(image_BCHW, db_mean, db_std)
         routing = tuple(r for r in features.routing if r is not None)
@@ -99,9 +151,11 @@ class CrossEarthSAR(nn.Module, HubFolder):
     def features(
         self, image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None
     ) -> ViTOutput:
-        """What the decoder is given; arguments as in `forward`."""
-        routed = self._descriptors(image_BCHW)
+        """What the decoder is given; arguments and errors as in `forward`."""
         pixels = network_input(image_BCHW, db_mean, db_std).to(self.backbone.cls_token.dtype)
+        routed = self._descriptors(image_BCHW)
+        if routed is not None:  # an infinite pixel is cut like a bright one: only its descriptors tell
+            pixels = pixels + (0 * routed.sum(1)).to(pixels.dtype)[:, None, None, None]
         return self.backbone(pixels, routed)
 
     def loss(self, output: ModelOutput, mask_BHW: Tensor) -> LossTerms:
@@ -118,39 +172,38 @@ class CrossEarthSAR(nn.Module, HubFolder):
     @torch.no_grad()
     def predict(
         self,
-        image_BCHW: Tensor,
-        db_mean: Tensor | None = None,
-        db_std: Tensor | None = None,
+        image_BCHW: Tensor | np.ndarray,
+        db_mean: Tensor | np.ndarray | Sequence[float] | None = None,
+        db_std: Tensor | np.ndarray | Sequence[float] | None = None,
         *,
         on_window: Callable[[ModelOutput], None] | None = None,
     ) -> Tensor:
         """Classes per pixel, (B, H, W) int64, for an amplitude image of any size.
 
         Images larger than the crop are covered by overlapping windows whose scores are averaged; each
-        window is an image of its own to the descriptors, as in training. Runs in eval mode.
+        window is an image of its own to the descriptors, as in training. Runs in eval mode, on the model's
+        device; the classes come back on the image's, for an array in a tensor on the CPU.
 
         Args:
-            image_BCHW, db_mean, db_std: as in `forward`; statistics not given are those of the whole image.
+            image_BCHW, db_mean, db_std: as in `forward`, tensors, arrays or lists of numbers; statistics not
+                given are those of the whole image.
             on_window: called with each window's output, to look at the routing.
 
         Raises:
             InputError: for another shape, a bad pixel, or statistics that do not fit the bands.
         """
-        image_BCHW = _checked_amplitude(image_BCHW)
-        db_mean, db_std = _statistics(image_BCHW, db_mean, db_std)
-        was_training = self.training
-        self.eval()
-        try:
-            return self._slide(image_BCHW, db_mean, db_std, on_window).argmax(1)
-        finally:
-            self.train(was_training)
+        given = checked_amplitude(image_BCHW)
+        amplitude = given.to(self.backbone.cls_token.device)
+        mean, std = statistics_of(amplitude, db_mean, db_std)
+        with eval_mode(self):
+            return self._slide(amplitude, mean, std, on_window).argmax(1).to(given.device)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(self, save_directory)
 
     @classmethod
-    def _from_folder(cls, folder: Path, device: str | torch.device) -> CrossEarthSAR:
-        return load_model(folder, device=device)
+    def _from_folder(cls, folder: Path, **options: Any) -> CrossEarthSAR:
+        return load_model(folder, **options)
 
     def _slide(
         self,
@@ -186,28 +239,16 @@ class CrossEarthSAR(nn.Module, HubFolder):
         return self.standardizer(descriptors_BP[:, self.descriptor_columns])
 
 
-def network_input(image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None) -> Tensor:
-    """(B, C, H, W) linear amplitude -> (B, 3, H, W) standardised dB, cut to +- INPUT_LIMIT, bands cycled."""
-    db_mean, db_std = _statistics(image_BCHW, db_mean, db_std)
-    decibels = to_db(image_BCHW)
-    mean, std = (s.to(decibels).reshape(-1, image_BCHW.shape[1], 1, 1) for s in (db_mean, db_std))
-    standardised = ((decibels - mean) / std).clamp(-INPUT_LIMIT, INPUT_LIMIT)
-    return standardised[:, [band % image_BCHW.shape[1] for band in range(3)]]
-
-
-def to_db(amplitude: Tensor) -> Tensor:
-    """20 log10(amplitude), an amplitude of 0 at -200 dB; float32 at least, for half has no such floor."""
-    precision = torch.promote_types(amplitude.dtype, torch.float32)
-    return 20 * torch.log10(amplitude.to(precision).clamp(min=AMPLITUDE_FLOOR))
-
-
-def db_statistics(image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation in dB, (B, C) each, over the pixels with an amplitude above 0."""
-    decibels, lit = to_db(image_BCHW).flatten(2), (image_BCHW > 0).flatten(2)
-    count = lit.sum(-1).clamp(min=1)
-    mean = (decibels * lit).sum(-1) / count
-    variance = ((decibels - mean[..., None]).square() * lit).sum(-1) / count
-    return mean, variance.sqrt().clamp(min=1e-3)
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode within; after it every module is in its own again, a frozen backbone in eval for instance."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def sliding_windows(height: int, width: int, crop: int, stride: int) -> Iterator[tuple[slice, slice]]:
@@ -249,20 +290,36 @@ def build_model(
 def save_model(
     model: CrossEarthSAR, folder: str | Path, *, weights: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Writes `model.safetensors` and `config.json` into `folder`; `weights` replaces the model's own."""
+    """Writes `model.safetensors` and `config.json` into `folder`; `weights` replaces the model's own.
+
+    With the config go the classes' names and colours where they are known. The MoE backend does not: it is
+    chosen where the model is loaded.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if weights is None else weights
     save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / WEIGHTS_FILE)
-    config = json.dumps(to_mapping(model.config), indent=2)
-    (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+    mapping = to_mapping(_with_backend(model.config, "auto"))
+    if model.class_names is not None:
+        mapping["classes"] = to_mapping({"names": model.class_names, "palette": model.palette})
+    (folder / CONFIG_FILE).write_text(json.dumps(mapping, indent=2) + "\n", encoding="utf-8")
 
 
-def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> CrossEarthSAR:
+def load_model(
+    path: str | Path, *, device: str | torch.device = "cpu", backend: str = "auto"
+) -> CrossEarthSAR:
     """The model saved in folder `path`, in eval mode. Nothing is unpickled.
 
+    Parameters are float32, whatever type is on disk (an export in bf16 takes half the space there and no
+    less memory here): `model.bfloat16()` makes them half as large.
+
+    Args:
+        backend: of the MoE layers on this machine, see `moe.PhysicsGuidedMoE`; what an older file names is
+            that of the machine it was written on, and is not asked for.
+
     Raises:
-        InputError: when a file is missing or damaged, or weights and config do not fit each other.
+        InputError: when a file is missing or damaged, weights and config do not fit each other, or `backend`
+            does not work here.
     """
     folder = Path(path)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -283,6 +340,7 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Cross
             f"{reading} cannot be read", got=str(error), fix="copy it again from where it came"
         ) from error
     try:
+        classes = mapping.pop("classes", None) if isinstance(mapping, dict) else None
         config = from_mapping(ModelConfig, mapping)
     except InputError as error:
         raise InputError(
@@ -290,7 +348,9 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Cross
             got=str(error),
             fix="use the config.json that was saved with the weights",
         ) from error
-    model = CrossEarthSAR(config)
+    model = CrossEarthSAR(_with_backend(config, backend))
+    if classes is not None:
+        _name_classes(model, classes, folder / CONFIG_FILE)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -300,6 +360,22 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Cross
             fix="use the two files of one save_model call or training run",
         ) from error
     return model.to(device).eval()
+
+
+def _with_backend(config: ModelConfig, backend: str) -> ModelConfig:
+    return merge(config, {"moe": {"backend": backend}}) if config.moe else config
+
+
+def _name_classes(model: CrossEarthSAR, classes: Any, where: Path) -> None:
+    try:
+        model.name_classes(classes["names"], classes.get("palette"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"«classes» in {where} names no classes of this model",
+            got=str(error),
+            expected='{"names": [one per class], "palette": [[red, green, blue], …] or null}',
+            fix="correct it, or remove it",
+        ) from error
 
 
 def _sparse_ffn(moe: MoEConfig, dim: int, hidden_dim: int) -> PhysicsGuidedMoE:
@@ -317,52 +393,3 @@ def _sparse_ffn(moe: MoEConfig, dim: int, hidden_dim: int) -> PhysicsGuidedMoE:
 def _starts(length: int, crop: int, stride: int) -> list[int]:
     last = max(length - crop, 0)
     return [*range(0, last, stride), last]
-
-
-def _statistics(image_BCHW: Tensor, db_mean: Tensor | None, db_std: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The given statistics, checked; each image's own when neither is given."""
-    if db_mean is None and db_std is None:
-        return db_statistics(image_BCHW)
-    if db_mean is None or db_std is None:
-        raise InputError(
-            "statistics come as a pair",
-            got=f"{'db_std' if db_mean is None else 'db_mean'} alone",
-            expected="db_mean and db_std, or neither",
-        )
-    bands = tuple(image_BCHW.shape[1:2])
-    for name, given in (("db_mean", db_mean), ("db_std", db_std)):
-        if tuple(given.shape) not in (bands, (1, *bands), tuple(image_BCHW.shape[:2])):
-            raise InputError(
-                f"{name} does not fit the bands",
-                got=f"shape {tuple(given.shape)}",
-                expected=f"(C,) = {bands} or (B, C) = {tuple(image_BCHW.shape[:2])}",
-            )
-    return db_mean, db_std
-
-
-def _checked_amplitude(image_BCHW: Tensor) -> Tensor:
-    """The image, as floating point, when `predict` can read it."""
-    is_image = (
-        image_BCHW.ndim == 4
-        and 1 <= image_BCHW.shape[1] <= 3
-        and image_BCHW.numel() > 0
-        and not image_BCHW.is_complex()
-    )
-    if not is_image:
-        raise InputError(
-            "predict reads linear amplitude images",
-            got=f"{image_BCHW.dtype}, shape {tuple(image_BCHW.shape)}",
-            expected="real (B, C, H, W) with 1 to 3 bands and no empty axis",
-            fix="take abs() of complex data, image[None] for a missing axis",
-        )
-    if not image_BCHW.is_floating_point():
-        image_BCHW = image_BCHW.float()  # counts as sensors deliver them; torch has no padding for uint16
-    bad = ~(torch.isfinite(image_BCHW) & (image_BCHW >= 0))
-    if bool(bad.any()):
-        raise InputError(
-            "predict reads linear amplitude images",
-            got=f"{int(bad.sum())} negative or non-finite pixels",
-            expected="finite values >= 0",
-            fix="convert dB with 10 ** (db / 20); set nodata to 0",
-        )
-    return image_BCHW

@@ -20,7 +20,30 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.moe import upcycle_state_dict
 from crossearth_sar.presets import ModelConfig
 from crossearth_sar.vit import VisionTransformer
-from crossearth_sar.vit.dinov2_weights import fit_to_config, read_dinov2, read_state_file, require_fit
+from crossearth_sar.vit.dinov2_weights import (
+    fit_to_config,
+    read_dinov2,
+    read_state_file,
+    require_fit,
+    require_state_file,
+)
+
+RANDOM = "random"
+"""In place of a path: the backbone stays as it was initialised."""
+
+
+def named_weights(weights: str | None) -> str | None:
+    """The path that a run's `weights` names, None where it names none; looks whether weights may be there.
+
+    Raises:
+        InputError: nothing is at the path that could be weights. Nothing large is read to say so.
+    """
+    if weights is None or weights == RANDOM:
+        return None
+    path = Path(weights).expanduser()
+    if not (path / "config.json").is_file():
+        require_state_file(path)
+    return weights
 
 
 def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0.0, seed: int = 0) -> None:
@@ -86,7 +109,10 @@ def _own_config(path: Path) -> ModelConfig | None:
         mapping = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path / 'config.json'} is not JSON", got=str(error)) from error
-    return from_mapping(ModelConfig, mapping) if "vit" in mapping else None
+    if "vit" not in mapping:
+        return None
+    mapping.pop("classes", None)  # the decoder's, which is not taken
+    return from_mapping(ModelConfig, mapping)
 
 
 def _read_own(path: Path, config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from crossearth_sar import CrossEarthSAR, InputError, build_model, load_model, save_model
 
@@ -62,12 +63,35 @@ def test_the_card_says_what_the_model_is(model: CrossEarthSAR, tmp_path: Path) -
     assert "held out: mIoU 12.3" in card.text
     assert "Fill in: sensors" in card.text, "what nobody said is asked for"
     assert "{{" not in card.text
+    assert "fill in the names" in card.text
+    model.name_classes(["water", "snow", "ice"])
+    model.save_pretrained(tmp_path / "named")
+    card = ModelCard.load(tmp_path / "named" / "README.md")
+    assert "0. water\n1. snow\n2. ice" in card.text
 
 
 def test_a_missing_folder_is_no_download(tmp_path: Path) -> None:
     for name in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "runs/cpt/model", "./model", "model"):
         with pytest.raises(InputError, match="no model folder"):
             CrossEarthSAR.from_pretrained(name)
+
+
+def test_a_mistyped_relative_path_is_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"(?s)no model folder runs/modle.*runs holds model/"):
+        CrossEarthSAR.from_pretrained("runs/modle")
+
+
+def test_what_the_hub_does_not_have_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("nothing cached, no connection")
+
+    monkeypatch.setattr("crossearth_sar.hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"(?s)someone/nothing cannot be had.*nothing cached, no connection"):
+        CrossEarthSAR.from_pretrained("someone/nothing", local_files_only=True)
 
 
 def test_a_repository_id_goes_to_the_hub_client(

@@ -18,7 +18,7 @@ FLOORS = [
     {"backend"},
     {"descriptors", "moe"},
     {"vit", "decoder", "peft"},
-    {"presets", "hub"},
+    {"presets", "hub", "network_input"},
     {"pretrained"},
     {"model"},
     {"data", "evaluation"},

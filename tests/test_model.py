@@ -1,63 +1,29 @@
-"""The whole model: what the network sees, loss terms, slide inference, files, and errors with words.
+"""The whole model: what the network sees, loss terms, slide inference, and errors with words.
 
 B batch, C bands, H W pixels.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from micro_model import CLASSES, amplitude, label, micro
 from torch import Tensor
 
-from crossearth_sar import CrossEarthSAR, InputError, build_model, load_model, sar_descriptors, save_model
+from crossearth_sar import InputError, sar_descriptors
 from crossearth_sar.model import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
     ModelOutput,
     db_statistics,
     network_input,
     sliding_windows,
     to_db,
 )
-
-CLASSES = 3
-MICRO: dict[str, Any] = {
-    "vit": {"dim": 32, "num_heads": 2, "image_size": 64},
-    "decoder": {
-        "num_queries": 8,
-        "num_heads": 2,
-        "pixel_layers": 1,
-        "pixel_ffn_dim": 48,
-        "query_layers": 2,
-        "query_ffn_dim": 48,
-        "num_points": 64,
-    },
-    "crop_size": 64,
-    "crop_stride": 40,
-}
-
-
-def micro(moe: dict[str, Any] | None = None, sparse: bool = True) -> CrossEarthSAR:
-    changes = {**MICRO, "moe": moe} if moe else MICRO
-    return build_model("crossearth_sar_tiny", CLASSES, changes=changes, sparse=sparse)
-
-
-def amplitude(*shape: int) -> Tensor:
-    """Speckle of one look on a mean that differs over the image, so that predictions do too."""
-    ramp = torch.linspace(0.1, 3, shape[-1])
-    return ramp * torch.randn(shape).square().add(torch.randn(shape).square()).sqrt()
-
-
-def label(batch: int = 2, size: int = 64) -> Tensor:
-    return torch.tensor([0] * (size // 2) + [1] * (size // 4) + [2] * (size // 4)).expand(batch, size, size)
-
 
 # --- what the network sees -------------------------------------------------------------------------------
 
@@ -157,6 +123,22 @@ def test_routers_see_the_descriptors_of_the_first_band_before_normalisation() ->
     model(image)
     torch.testing.assert_close(seen[1].mean(0), torch.zeros(2), rtol=0, atol=1e-4)
     assert int(model.standardizer.batches_seen) == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_pixel_is_heard_in_its_image_and_leaves_no_trace(bad: float) -> None:
+    model, image = micro(), amplitude(3, 1, 64, 64)
+    model(image)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    broken = image.clone()
+    broken[1, 0, 20, 30] = bad
+    for training in (True, False):
+        logits = model.train(training)(broken, torch.zeros(1), torch.ones(1)).decoder.mask_logits
+        assert torch.isfinite(logits).flatten(1).all(1).tolist() == [True, False, True]
+    model.train()(image[1:2] * bad)
+    assert int(model.standardizer.batches_seen) == 2, "a batch without a sound image counts for nothing"
+    after = model.state_dict()
+    assert all(bool(torch.isfinite(after[key]).all()) for key in before)
 
 
 def test_without_standardisation_and_without_physics() -> None:
@@ -289,6 +271,48 @@ def test_predict_runs_in_eval_mode_and_puts_the_mode_back(training: bool) -> Non
     assert model.training is training
 
 
+def test_predict_leaves_a_frozen_part_in_its_mode() -> None:
+    model = micro().train()
+    model.backbone.eval()
+    model.predict(amplitude(1, 1, 64, 64))
+    assert model.training
+    assert model.decoder.training
+    assert not any(module.training for module in model.backbone.modules())
+
+
+def test_predict_takes_arrays_and_lists() -> None:
+    model, image = micro(), amplitude(1, 2, 64, 64)
+    mean, std = [-3.0, 1.5], [6.0, 7.0]
+    expected = model.predict(image, torch.tensor(mean), torch.tensor(std))
+    for array in (image.numpy(), image.numpy().astype(">f4"), image.flip(-1).numpy()[..., ::-1]):
+        assert torch.equal(model.predict(array, mean, std), expected)
+    assert torch.equal(model.predict(image, np.array(mean), np.array(std)), expected)
+    for unfit in ([[1.0, 2.0], [3.0]], "image.tif", np.array(["a"])):
+        with pytest.raises(InputError, match="the image is no array of numbers"):
+            model.predict(unfit)
+    with pytest.raises(InputError, match=r"(?s)linear amplitude.*shape \(64, 64\)"):
+        model.predict(image[0, 0].numpy())
+
+
+def test_predict_moves_the_image_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a second device: «meta» stands for the image's, and what is moved is moved here."""
+    model, image, moved = micro(), amplitude(1, 1, 64, 64), []
+    elsewhere = image.to("meta")
+    monkeypatch.setattr("crossearth_sar.model.checked_amplitude", lambda _: elsewhere)
+    real = torch.Tensor.to
+
+    def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if tensor is elsewhere:
+            moved.append(args[0])
+            return image
+        return real(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    classes = model.predict(image)
+    assert moved == [torch.device("cpu")]
+    assert classes.device.type == "meta", "and the classes back to the image's"
+
+
 def test_on_window_gets_every_window() -> None:
     model, outputs = micro(), []
     model.predict(amplitude(1, 1, 100, 150), on_window=outputs.append)
@@ -353,7 +377,10 @@ def test_predict_reads_other_real_types(dtype: torch.dtype) -> None:
     ("image", "words"),
     [
         (torch.tensor([1.0, -0.5, -1.0, 1.0]).view(1, 1, 2, 2), "2 negative or non-finite.*10 .. .db / 20."),
-        (torch.tensor([1.0, math.nan, 1.0, 1.0]).view(1, 1, 2, 2), "1 negative or non-finite.*nodata to 0"),
+        (
+            torch.tensor([1.0, math.nan, 1.0, 1.0]).view(1, 1, 2, 2),
+            "1 negative or non-finite.*fill_unmeasured",
+        ),
         (torch.tensor([1.0, math.inf, 1.0, 1.0]).view(1, 1, 2, 2), "1 negative or non-finite"),
         (torch.zeros(1, 1, 8, 8, dtype=torch.complex64), r"complex64.*abs\(\)"),
         (torch.zeros(1, 8, 8), r"shape \(1, 8, 8\).*image\[None\]"),
@@ -369,113 +396,12 @@ def test_predict_refuses_with_words(image: Tensor, words: str) -> None:
         micro().predict(image)
 
 
+@pytest.mark.parametrize("bands", [0, 4])
+def test_forward_refuses_bands_it_would_drop(bands: int) -> None:
+    with pytest.raises(InputError, match=rf"(?s)1 to 3 bands.*{bands} bands.*image\[:, :3\]"):
+        micro()(amplitude(1, bands, 64, 64))
+
+
 def test_forward_refuses_part_of_a_patch() -> None:
     with pytest.raises(InputError, match=r"(?s)60 x 64.*multiples of 8.*predict"):
         micro()(amplitude(1, 1, 60, 64))
-
-
-# --- building and files ----------------------------------------------------------------------------------
-
-
-def test_changes_are_applied_on_top_of_the_preset() -> None:
-    model = build_model("crossearth_sar_tiny", 5, changes={"moe": {"top_k": 2, "num_experts": 3}})
-    assert model.config.moe is not None
-    assert (model.config.moe.top_k, model.config.moe.num_experts, model.config.num_classes) == (2, 3, 5)
-    assert model.backbone.blocks[3].mlp.experts.w1.shape[0] == 3
-    assert model.config.vit.dim == 128
-
-
-def test_unknown_preset_and_unknown_key_name_the_nearest() -> None:
-    with pytest.raises(InputError, match="did you mean 'crossearth_sar_tiny'"):
-        build_model("crossearth_sar_tini", 3)
-    with pytest.raises(InputError, match=r"moe\.topk.*did you mean 'top_k'"):
-        build_model("crossearth_sar_tiny", 3, changes={"moe": {"topk": 2}})
-
-
-@pytest.mark.parametrize("sparse", [True, False])
-def test_save_and_load_give_equal_bits(tmp_path: Path, sparse: bool) -> None:
-    model, image = micro({"gate": "straight_through"} if sparse else None, sparse), amplitude(2, 1, 64, 64)
-    model(image)  # in training mode, so that the standardizer has something to save
-    save_model(model, tmp_path / "new" / "folder")
-    loaded = load_model(tmp_path / "new" / "folder")
-    assert not loaded.training
-    assert loaded.config == model.config
-    state, again = model.state_dict(), loaded.state_dict()
-    assert state.keys() == again.keys()
-    assert all(torch.equal(state[key], again[key]) for key in state)
-    assert torch.equal(model.eval()(image).decoder.mask_logits, loaded(image).decoder.mask_logits)
-    if sparse:
-        assert int(loaded.standardizer.batches_seen) == 1
-
-
-def test_weights_given_replace_the_models_own(tmp_path: Path) -> None:
-    model, other = micro(), micro()
-    save_model(model, tmp_path, weights=other.state_dict())
-    assert torch.equal(load_model(tmp_path).backbone.pos_embed, other.backbone.pos_embed)
-    assert not torch.equal(model.backbone.pos_embed, other.backbone.pos_embed)
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    save_model(micro(), tmp_path)
-    return tmp_path
-
-
-def refused(folder: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        load_model(folder)
-    message = str(caught.value)
-    assert str(folder) in message
-    assert "to do:" in message
-    return message
-
-
-@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
-def test_a_missing_file_is_named(saved: Path, name: str) -> None:
-    (saved / name).unlink()
-    assert f"{name} is missing" in refused(saved)
-
-
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    assert "no model in" in refused(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("keep", [0, 5, 1000, -1])
-def test_truncated_weights_are_named(saved: Path, keep: int) -> None:
-    weights = (saved / WEIGHTS_FILE).read_bytes()
-    (saved / WEIGHTS_FILE).write_bytes(weights[:keep])
-    assert f"{saved / WEIGHTS_FILE} cannot be read" in refused(saved)
-
-
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
-def test_a_config_that_is_not_json_is_named(saved: Path, content: bytes) -> None:
-    (saved / CONFIG_FILE).write_bytes(content)
-    assert f"{saved / CONFIG_FILE} cannot be read" in refused(saved)
-
-
-def edit_config(folder: Path, section: str, key: str, value: object) -> None:
-    config = json.loads((folder / CONFIG_FILE).read_text())
-    config[section][key] = value
-    (folder / CONFIG_FILE).write_text(json.dumps(config))
-
-
-def test_a_config_of_another_shape_is_named(saved: Path) -> None:
-    edit_config(saved, "vit", "dim", 64)
-    message = refused(saved)
-    assert "do not fit each other" in message
-    assert "backbone.cls_token" in message
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "words"), [("dmi", 32, "did you mean 'dim'"), ("depth", 0, "vit.depth")]
-)
-def test_a_config_that_is_none_is_named(saved: Path, key: str, value: int, words: str) -> None:
-    edit_config(saved, "vit", key, value)
-    message = refused(saved)
-    assert str(saved / CONFIG_FILE) in message
-    assert words in message
-
-
-def test_a_config_that_is_a_list_is_named(saved: Path) -> None:
-    (saved / CONFIG_FILE).write_text("[]")
-    assert f"{saved / CONFIG_FILE} describes no model" in refused(saved)

@@ -10,6 +10,9 @@ as part of a file name (C(r)2R is C-r-2R). --adapter names a function of any oth
 num_classes= and device=, it returns a callable from a (B, C, H, W) image in linear amplitude to logits of
 shape (B, num_classes, h, w). --all leaves out rows whose data are not there, and says so.
 
+Models and data of all rows are looked at before the first is scored. A row that cannot be run is listed with
+its reason and the others go on; the exit status is then 1. The tables are written after each row.
+
 Writes results.json, results.csv, results.md, confusion-*.csv, pictures and report.html into --output; of a
 sparse model also which experts each domain uses, experts-by-domain.csv and, from two rows on, as a picture.
 """
@@ -25,6 +28,7 @@ import torch
 
 from crossearth_sar.config import read_yaml
 from crossearth_sar.data.specs import BENCHMARK_DATASETS
+from crossearth_sar.engine.device import checked_device
 from crossearth_sar.engine.provenance import provenance
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.figures import expert_domain_figure, expert_share_figure, prediction_figure
@@ -106,25 +110,73 @@ def run(arguments: argparse.Namespace) -> int:
         datasets=read_yaml(arguments.data_file) if arguments.data_file else {},
         normalize=arguments.normalize,
     )
+    if arguments.adapter:
+        sys.path.insert(0, str(Path.cwd()))
+    checked_device(arguments.device)
     rows, absent = chosen_rows(arguments, config)
+    targets, failed = checked_rows(arguments, rows, config)
+    name = arguments.name or (arguments.adapter or Path(arguments.model).parent.name or arguments.model)
+    about = provenance()
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     scores: list[BenchmarkScore] = []
     pictures: list[Picture] = []
+    waiting = [row for row in rows if row.key in targets]
+    while waiting:
+        row = waiting.pop(0)
+        try:
+            score, drawn = score_row(arguments, row, targets.pop(row.key), output)
+        except InputError as error:
+            failed[row.key] = not_run(row, error)
+        else:
+            scores.append(score)
+            pictures += drawn
+        later = {row.key: "not scored yet" for row in waiting}
+        write_tables(output, name, scores, about=about, absent={**absent, **failed, **later})
+    if scores:
+        pictures = [*overall_pictures(name, scores, output), *pictures]
+        page = write_html(output, name, scores, about=about, absent={**absent, **failed}, pictures=pictures)
+        print(f"\n{(output / 'results.md').read_text(encoding='utf-8')}\nAll of it: {page}")
+    return 1 if failed else 0
+
+
+def checked_rows(
+    arguments: argparse.Namespace, rows: list[Benchmark], config: ProtocolConfig
+) -> tuple[dict[str, BenchmarkDomain], dict[str, str]]:
+    """Targets of the rows that can be run, opened, and why others cannot: known before any is scored."""
+    targets: dict[str, BenchmarkDomain] = {}
+    problems: dict[str, InputError] = {}
     for row in rows:
-        target = open_target(row, config)
-        model = open_model(arguments, row)
-        score = run_benchmark(row, model, target, max_images=arguments.max_images)
-        scores.append(score)
-        print(f"{row.key:8} mIoU {100 * score.miou:5.1f}  {score.images} images", flush=True)
-        pictures += row_pictures(row, model, target, score, output, arguments.pictures)
-    name = arguments.name or (arguments.adapter or Path(arguments.model).parent.name or arguments.model)
-    pictures = [*overall_pictures(name, scores, output), *pictures]
-    about = provenance()
-    write_tables(output, name, scores, about=about, absent=absent)
-    page = write_html(output, name, scores, about=about, absent=absent, pictures=pictures)
-    print(f"\n{(output / 'results.md').read_text(encoding='utf-8')}\nAll of it: {page}")
-    return 0
+        try:
+            target = open_target(row, config)
+            if arguments.model:
+                run_benchmark(row, open_model(arguments, row), target, max_images=0)  # only: do they fit?
+            else:
+                load_adapter(arguments.adapter)
+            targets[row.key] = target
+        except InputError as error:
+            problems[row.key] = error
+    if not targets and len({str(error) for error in problems.values()}) == 1:
+        raise next(iter(problems.values()))
+    failed = {row.key: not_run(row, problems[row.key]) for row in rows if row.key in problems}
+    if not targets:
+        raise InputError("none of the rows can be run", got=", ".join(failed), fix="see above, row by row")
+    return targets, failed
+
+
+def not_run(row: Benchmark, error: InputError) -> str:
+    """Says it now, and gives the reason as one line for the tables."""
+    print(f"\n{row.key} is not run: {error}\n", file=sys.stderr, flush=True)
+    return "; ".join(line.strip() for line in str(error).splitlines())
+
+
+def score_row(
+    arguments: argparse.Namespace, row: Benchmark, target: BenchmarkDomain, output: Path
+) -> tuple[BenchmarkScore, list[Picture]]:
+    model = open_model(arguments, row)
+    score = run_benchmark(row, model, target, max_images=arguments.max_images)
+    print(f"{row.key:8} mIoU {100 * score.miou:5.1f}  {score.images} images", flush=True)
+    return score, row_pictures(row, model, target, score, output, arguments.pictures)
 
 
 def chosen_rows(
@@ -135,7 +187,7 @@ def chosen_rows(
     if not arguments.model and not arguments.adapter:
         raise InputError("no model is named", fix="give --model FOLDER or --adapter MODULE:FUNCTION")
     if arguments.benchmark:
-        return [benchmark(key) for key in arguments.benchmark], {}
+        return [benchmark(key) for key in dict.fromkeys(arguments.benchmark)], {}
     absent = absent_rows(BENCHMARKS, config)
     present = [row for key, row in BENCHMARKS.items() if key not in absent]
     if not present:
@@ -150,7 +202,6 @@ def chosen_rows(
 def open_model(arguments: argparse.Namespace, row: Benchmark) -> CrossEarthSAR | Predictor:
     if arguments.model:
         return load_model(arguments.model.replace("{benchmark}", row.slug), device=arguments.device)
-    sys.path.insert(0, str(Path.cwd()))
     classes = len(row.classes.classes)
     network = load_adapter(arguments.adapter)(num_classes=classes, device=arguments.device)
     return slide_predictor(

@@ -200,3 +200,15 @@ SEVEN_CLASS_TASK = Task(
     },
 )
 """Pre-training. Sources with pseudo labels are not in it: their labels are the seven classes already."""
+
+
+def named_task(key: str) -> Task:
+    """The task `key`: one of TASKS, or "seven".
+
+    Raises:
+        InputError: for an unknown key, naming the nearest.
+    """
+    tasks = {**TASKS, SEVEN_CLASS_TASK.key: SEVEN_CLASS_TASK}
+    if key not in tasks:
+        raise InputError(f"no task {key!r}{nearest(key, tasks)}", expected=f"one of {', '.join(tasks)}")
+    return tasks[key]

@@ -1,5 +1,6 @@
-"""A domain: images of one sensor and region, simulated or read from files, with their statistics in dB.
+"""A domain: images of one sensor and region, or a mixture of such, with their statistics in dB.
 
+Images are simulated, lie in a folder as its config says, or are a published dataset in its official layout.
 Normalising each domain by its own statistics needs no label of it, and takes the calibration out of the gap.
 
 C bands, H W pixels.
@@ -7,72 +8,262 @@ C bands, H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import bisect
+import itertools
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from crossearth_sar.config import require
+from crossearth_sar.data.class_maps import named_task
 from crossearth_sar.data.folder import FolderConfig, FolderScenes
-from crossearth_sar.data.sample import Sample, SegmentationDataset
+from crossearth_sar.data.layouts import DatasetSpec
+from crossearth_sar.data.official import OfficialDataset, Part, open_spec
+from crossearth_sar.data.places import missing_dataset
+from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample, SegmentationDataset
+from crossearth_sar.data.sources import PRETRAINING_SOURCES
+from crossearth_sar.data.specs import BENCHMARK_DATASETS
 from crossearth_sar.data.synthetic import SimulatedScenes, SimulatorConfig
+from crossearth_sar.errors import InputError
 from crossearth_sar.model import to_db
 
 MEASURED_SAMPLES = 32
 """Evenly spaced samples whose pixels give a domain's mean and standard deviation."""
 
+LABELLED_SAMPLES = 64
+"""Evenly spaced samples among which one must have a labelled pixel, for a domain to train on."""
+
+OFFICIAL_ROWS = {**BENCHMARK_DATASETS, **{key: source.spec for key, source in PRETRAINING_SOURCES.items()}}
+"""Every published dataset with a layout of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialConfig:
+    """A domain of a published dataset in its official layout, as `official.OfficialDataset` reads it.
+
+    dataset: a key of `specs.BENCHMARK_DATASETS` or `sources.PRETRAINING_SOURCES`; its folder lies below the
+        data root. domain: one of the dataset's; those of pre-training have «all».
+    part: "train" or "test" is one side of the split, "all" both.
+    task: the classes that the dataset's are mapped onto, a key of `class_maps.TASKS` or "seven"; null keeps
+        the dataset's own.
+    pseudo_labels: for a dataset without labels, the folder of a teacher's, below the data root.
+    splits: where splits are kept; null is `splits` below the data root. split_seed: of the draw.
+    changes: to the dataset's row, keys of `layouts.DatasetSpec`.
+    """
+
+    dataset: str
+    domain: str = "all"
+    part: Part = "all"
+    task: str | None = None
+    pseudo_labels: str | None = None
+    splits: str | None = None
+    split_seed: int = 0
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        domains = self.spec.domains
+        require(
+            self.domain in domains, f"{self.dataset}: domain", self.domain, f"one of {', '.join(domains)}"
+        )
+        if self.task is not None:
+            named_task(self.task)
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The dataset's row, with the changes."""
+        return open_spec(OFFICIAL_ROWS, self.dataset, self.changes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DomainConfig:
-    """name: for reports. Exactly one of simulated and folder. normalize: "domain" uses the statistics of
-    the whole domain, "image" those of each image."""
+    """One source of images, by exactly one of simulated, folder, official and mixture.
+
+    name: for reports. normalize: "domain" uses the statistics of the whole domain, "image" those of each.
+    mixture: domains of the same classes, one after the other; each keeps its own statistics.
+    max_samples: takes only so many, evenly spaced.
+    """
 
     name: str
     simulated: SimulatorConfig | None = None
     folder: FolderConfig | None = None
+    official: OfficialConfig | None = None
+    mixture: tuple[DomainConfig, ...] = ()
     normalize: str = "domain"
+    max_samples: int | None = None
 
     def __post_init__(self) -> None:
-        require(
-            (self.simulated is None) != (self.folder is None),
-            f"domain {self.name!r}",
-            "both or neither of simulated and folder",
-            "exactly one of them",
-        )
+        sources = {key: getattr(self, key) for key in ("simulated", "folder", "official", "mixture")}
+        given = [key for key, value in sources.items() if value]
+        require(len(given) == 1, f"domain {self.name!r}", given, f"exactly one of {', '.join(sources)}")
         require(self.normalize in ("domain", "image"), "normalize", self.normalize, "'domain' or 'image'")
+        require(
+            self.max_samples is None or self.max_samples >= 1, "max_samples", self.max_samples, "1 or more"
+        )
+        if self.mixture:
+            names = [part.name for part in self.mixture]
+            require(len(set(names)) == len(names), f"names in mixture {self.name!r}", names, "distinct names")
+            where = f"mixture {self.name!r}: normalize"
+            require(self.normalize == "domain", where, self.normalize, "a setting of each of its domains")
+
+
+class TraceableDataset(SegmentationDataset, Protocol):
+    """A dataset that can say where each sample comes from."""
+
+    def origin(self, index: int) -> Origin: ...
+
+
+class Mixture:
+    """Domains one after the other; a sample carries the statistics of the domain that it is of."""
+
+    def __init__(self, parts: Sequence[Domain]) -> None:
+        require_same_classes(parts)
+        self.parts, self.classes = parts, parts[0].classes
+        self._ends = list(itertools.accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        part, place = self._find(index)
+        return part[place]
+
+    def origin(self, index: int) -> Origin:
+        part, place = self._find(index)
+        return part.origin(place)
+
+    def _find(self, index: int) -> tuple[Domain, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect.bisect_right(self._ends, index)
+        return self.parts[number], index - (self._ends[number - 1] if number else 0)
 
 
 class Domain:
     """A SegmentationDataset whose samples carry db_mean and db_std, (C,) each."""
 
-    def __init__(self, config: DomainConfig, dataset: SegmentationDataset) -> None:
+    def __init__(self, config: DomainConfig, dataset: TraceableDataset) -> None:
         self.name, self.dataset, self.classes = config.name, dataset, dataset.classes
+        self._length = min(len(dataset), config.max_samples or len(dataset))
         self.db_mean, self.db_std = (None, None)
-        if config.normalize == "domain":
+        if config.normalize == "domain" and not config.mixture:
             self.db_mean, self.db_std = measure_db(dataset)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self._length
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.dataset[index]
+        sample = self.dataset[self._chosen(index)]
+        if "db_mean" in sample:  # of a mixture: its part's
+            return sample
         mean, std = self.db_mean, self.db_std
         if mean is None or std is None:
             mean, std = _mean_std([sample["image"]])
         return {**sample, "db_mean": mean, "db_std": std}
 
+    def origin(self, index: int) -> Origin:
+        """Where the sample comes from, see `sample.Origin`."""
+        return self.dataset.origin(self._chosen(index))
+
+    def _chosen(self, index: int) -> int:
+        """With max_samples, evenly spaced ones."""
+        return index * len(self.dataset) // self._length
+
 
 def open_domain(config: DomainConfig, root: str = "") -> Domain:
-    """Opens and checks the domain; a relative folder root is taken below `root`.
+    """Opens and checks the domain; relative folders are taken below `root`.
 
     Raises:
         InputError: for anything wrong with the files that can be known early.
     """
     if config.simulated is not None:
         return Domain(config, SimulatedScenes(config.simulated))
-    assert config.folder is not None, "DomainConfig checks it"
-    return Domain(config, FolderScenes(replace(config.folder, root=str(Path(root) / config.folder.root))))
+    if config.folder is not None:
+        return Domain(config, FolderScenes(replace(config.folder, root=str(Path(root) / config.folder.root))))
+    if config.official is not None:
+        return Domain(config, open_official(config.official, root))
+    _require_present(config, root)
+    return Domain(config, Mixture([open_domain(part, root) for part in config.mixture]))
+
+
+def open_official(config: OfficialConfig, root: str | Path) -> OfficialDataset:
+    """The published dataset's domain below the data root `root`.
+
+    Raises:
+        InputError: as OfficialDataset; a missing dataset says where to get it and how it must lie.
+    """
+    spec, root = config.spec, Path(root).expanduser()
+    task = named_task(config.task) if config.task is not None else None
+    if task is not None and spec.labels is None and spec.classes == task.classes.names:
+        task = None  # a teacher's labels are of the task's classes already
+    return OfficialDataset(
+        spec,
+        root,
+        config.domain,
+        part=config.part,
+        task=task,
+        splits=None if config.splits is None else root / config.splits,
+        seed=config.split_seed,
+        pseudo_labels=None if config.pseudo_labels is None else root / config.pseudo_labels,
+    )
+
+
+def require_same_classes(domains: Sequence[Domain]) -> None:
+    """InputError unless all have the classes of the first, in its order."""
+    first = domains[0]
+    for other in domains[1:]:
+        if other.classes.names != first.classes.names:
+            raise InputError(
+                f"domain {other.name!r} has other classes than {first.name!r}",
+                got=", ".join(other.classes.names),
+                expected=", ".join(first.classes.names),
+                fix="give every domain the same classes; map what one lacks to ignore",
+            )
+
+
+def require_labels(domain: Domain) -> None:
+    """InputError where none of 64 evenly spaced samples has a labelled pixel: nothing could be learned.
+
+    Of a mixture, each of its domains is looked at.
+    """
+    if isinstance(domain.dataset, Mixture):
+        for part in domain.dataset.parts:
+            require_labels(part)
+        return
+    count = min(len(domain), LABELLED_SAMPLES)
+    if not any((domain[i * len(domain) // count]["mask"] != IGNORE_INDEX).any() for i in range(count)):
+        raise InputError(
+            f"domain {domain.name!r} has no labels to train on",
+            got=f"not one labelled pixel in {count} of {len(domain)} samples",
+            expected="labels; for a published dataset without, a teacher's",
+            fix="set labels or index of the folder, or pseudo_labels (train/pseudo_label.py makes them)",
+        )
+
+
+def require_held_out(train: Domain, others: Sequence[Domain]) -> None:
+    """InputError where a domain shows an image with a label that `train` shows too: no score would be honest.
+
+    An image with two label maps, each of one half, may be on both sides.
+    """
+    windows: dict[Hashable, set[Hashable]] = defaultdict(set)
+    for index in range(len(train)):
+        image, label, window = train.origin(index)
+        windows[image, label].add(window)
+    for other in others:
+        for index in range(len(other)):
+            image, label, window = other.origin(index)
+            trained = windows.get((image, label), set())
+            if window in trained or (trained and (window is None or None in trained)):
+                raise InputError(
+                    f"domain {other.name!r} shows what {train.name!r} trains on",
+                    got=f"{image[0]}, label {label or 'its own'}, in both",
+                    expected="images, or label maps, that training does not see",
+                    fix="part with names, exclude, where, another folder or seed, or part: train and test",
+                )
 
 
 def measure_db(dataset: SegmentationDataset, max_samples: int = MEASURED_SAMPLES) -> tuple[Tensor, Tensor]:
@@ -93,3 +284,18 @@ def _mean_std(images: list[Tensor]) -> tuple[Tensor, Tensor]:
     mean = total / count.clamp(min=1)
     variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=1e-6)
     return mean.float(), variance.sqrt().float()
+
+
+def _require_present(config: DomainConfig, root: str) -> None:
+    """InputError that names all published datasets of a mixture that are missing, and describes the first."""
+    rows = [part.official.spec for part in config.mixture if part.official is not None]
+    missing = [row for row in rows if not (Path(root).expanduser() / row.folder).is_dir()]
+    if len(missing) > 1:
+        first = Path(root).expanduser() / missing[0].folder
+        raise missing_dataset(
+            missing[0],
+            first,
+            f"{len(missing)} of {len(config.mixture)} domains of {config.name!r} are missing: "
+            f"{', '.join(row.key for row in missing)}; leave out what cannot be had. The first, "
+            f"{missing[0].key}, is not at {first}",
+        )

@@ -10,6 +10,7 @@ C bands, H W pixels.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,11 +23,13 @@ import torch
 
 from crossearth_sar.config import require
 from crossearth_sar.data.amplitude import ValueKind, to_amplitude
+from crossearth_sar.data.fill import fill_unmeasured
 from crossearth_sar.data.labels import RGB, label_table, read_label
 from crossearth_sar.data.readers import BandAxis, read_image, read_shape
-from crossearth_sar.data.sample import IGNORE_INDEX, Sample
+from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample
 from crossearth_sar.data.specs import class_table
 from crossearth_sar.errors import InputError, nearest
+from crossearth_sar.network_input import MAX_BANDS
 
 T = TypeVar("T")
 
@@ -51,7 +54,7 @@ class FolderConfig:
     names: keeps only the images whose file name (without its suffix) contains one of these: a split by
         region. Empty keeps all. exclude: drops those whose name contains one of these. Each must match.
     values: "amplitude", "intensity", "db" or "complex"; see `amplitude.to_amplitude`.
-    bands, band_axis, nodata, array_key: as in `readers.read_image`, for images.
+    bands, band_axis, nodata, array_key: as in `readers.read_image`, for images; the model reads 1 to 3 bands.
     classes: names, in the order of their indices; palette: their colours in pictures.
     label_values: raw value -> class name or "ignore". label_palette: class name or "ignore" -> its colour,
         or list of colours, where labels are RGB. Without either, value i is class i and 255 is ignored.
@@ -93,7 +96,12 @@ class FolderConfig:
             require(not self.where, "where", self.where, "nothing beside images: it filters rows of an index")
             _require_patterns(self.images, self.labels)
         require(self.tile is None or self.tile >= 16, "tile", self.tile, "at least 16 pixels, or null")
-        require(self.bands is None or len(self.bands) > 0, "bands", self.bands, "at least one band, or null")
+        require(
+            self.bands is None or 1 <= len(self.bands) <= MAX_BANDS,
+            "bands",
+            self.bands,
+            f"at least one band and at most {MAX_BANDS}, or null",
+        )
         class_table(self.classes, self.palette)
         label_table(self.classes, self.label_values, self.label_palette)
 
@@ -128,7 +136,7 @@ class FolderScenes:
         self.classes = class_table(config.classes, config.palette)
         self._labels = label_table(config.classes, config.label_values, config.label_palette)
         self._scenes = _find_scenes(config)
-        self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = OrderedDict()
         shapes = self._check() if check else None
         self._windows = self._cut(shapes)
 
@@ -137,17 +145,24 @@ class FolderScenes:
 
     def __getitem__(self, index: int) -> Sample:
         scene, top, left = self._windows[index]
-        image, mask = self._load(scene)
+        image, mask, valid = self._load(scene)
         name, tile = self._scenes[scene].name, self.config.tile
         if tile is not None:
             if image.shape[1] > tile or image.shape[2] > tile:
                 name = f"{name}_y{top}_x{left}"
             image = image[:, top : top + tile, left : left + tile].copy()  # the cached scene stays as it is
-            mask = mask[top : top + tile, left : left + tile]
+            mask, valid = (pixels[top : top + tile, left : left + tile] for pixels in (mask, valid))
+        image = fill_unmeasured(image, valid)
         return Sample(image=torch.from_numpy(image), mask=torch.from_numpy(mask.astype(np.int64)), name=name)
 
-    def _load(self, scene: int) -> tuple[np.ndarray, np.ndarray]:
-        """Amplitude (C, H, W) float32 and mask (H, W) uint8 of a whole image."""
+    def origin(self, index: int) -> Origin:
+        """The files of the whole scene, whichever tile of it a sample is: see `sample.Origin`."""
+        scene = self._scenes[self._windows[index][0]]
+        label = None if scene.label is None else os.path.abspath(scene.label)
+        return (os.path.abspath(scene.image),), label, None
+
+    def _load(self, scene: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Amplitude (C, H, W) float32, mask (H, W) uint8 and valid (H, W) bool of a whole image."""
         if scene in self._cache:
             self._cache.move_to_end(scene)
             return self._cache[scene]
@@ -158,7 +173,7 @@ class FolderScenes:
                 self._cache.popitem(last=False)
         return loaded
 
-    def _decode(self, scene: _Scene) -> tuple[np.ndarray, np.ndarray]:
+    def _decode(self, scene: _Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         config = self.config
         raw = read_image(
             scene.image,
@@ -167,13 +182,14 @@ class FolderScenes:
             bands=config.bands,
             array_key=config.array_key,
         )
+        _require_few_bands(scene, len(raw.values))  # here too, for a set opened without a check
         image = to_amplitude(raw.values, config.values, valid=raw.valid, name=scene.image)
         if scene.label is None:
-            return image, np.full(image.shape[1:], IGNORE_INDEX, np.uint8)
+            return image, np.full(image.shape[1:], IGNORE_INDEX, np.uint8), raw.valid
         mask = read_label(scene.label, self._labels)
         _require_same_size(scene, image.shape[1:], mask.shape)
         mask[~raw.valid] = IGNORE_INDEX
-        return image, mask
+        return image, mask, raw.valid
 
     def _cut(self, shapes: Sequence[tuple[int, int, int]] | None) -> list[tuple[int, int, int]]:
         """(scene, top, left) of every sample."""
@@ -226,6 +242,8 @@ class FolderScenes:
                 expected=f"indices from 0 to {shape[0] - 1}",
                 fix="correct bands or band_axis",
             )
+        if self.config.bands is None:
+            _require_few_bands(scene, shape[0])
         if scene.label is not None:
             _require_same_size(scene, shape[1:], read_shape(scene.label)[1:])
         return shape
@@ -406,6 +424,16 @@ def _require_same_size(scene: _Scene, image: Sequence[int], label: Sequence[int]
             got=f"image {image[0]} x {image[1]}, label {label[0]} x {label[1]} (height x width)",
             expected="one label pixel per image pixel",
             fix="bring the label onto the image's grid (nearest neighbour), or correct band_axis",
+        )
+
+
+def _require_few_bands(scene: _Scene, bands: int) -> None:
+    if bands > MAX_BANDS:
+        raise InputError(
+            f"{scene.image} has more bands than the model reads",
+            got=f"{bands}",
+            expected=f"at most {MAX_BANDS}",
+            fix="choose some: bands: [0]",
         )
 
 

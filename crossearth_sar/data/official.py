@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,12 +23,13 @@ import torch.nn.functional as F
 from crossearth_sar.config import merge
 from crossearth_sar.data.amplitude import to_amplitude
 from crossearth_sar.data.class_maps import Task
+from crossearth_sar.data.fill import fill_unmeasured
 from crossearth_sar.data.folder import tile_starts
 from crossearth_sar.data.labels import decode_label, label_table
 from crossearth_sar.data.layouts import ComplexPart, DatasetSpec
 from crossearth_sar.data.places import Place, find_places
-from crossearth_sar.data.readers import read_bands, read_shape
-from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable, Sample
+from crossearth_sar.data.readers import read_bands, read_nodata, read_shape, valid_pixels
+from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable, Origin, Sample
 from crossearth_sar.data.specs import class_table
 from crossearth_sar.data.splits import Split, draw_split, stored_split, train_share
 from crossearth_sar.data.windows import Window, read_window
@@ -126,14 +128,22 @@ class OfficialDataset:
 
     def __getitem__(self, index: int) -> Sample:
         place, window = self._samples[index]
-        values = self._read_bands(self._places[place], window)
-        amplitude, valid = self._amplitude(values, self._places[place])
+        values, valid = self._read_bands(self._places[place], window)
+        amplitude = self._amplitude(values, valid, self._places[place])
         mask = self._mask(self._places[place], window, amplitude.shape[1:])
         mask[~valid] = IGNORE_INDEX
-        image, labels = torch.from_numpy(amplitude), torch.from_numpy(mask.astype(np.int64))
+        image = torch.from_numpy(fill_unmeasured(amplitude, valid))
+        labels = torch.from_numpy(mask.astype(np.int64))
         if self.spec.upsample:
             image, labels = _enlarged(image, labels, self.spec.window)
         return Sample(image=image, mask=labels, name=self._name(place, window))
+
+    def origin(self, index: int) -> Origin:
+        """Files and window of a sample: see `sample.Origin`."""
+        number, window = self._samples[index]
+        place = self._places[number]
+        label = None if place.label is None else os.path.abspath(place.label)
+        return tuple(os.path.abspath(image) for image in place.images), label, window
 
     @property
     def names(self) -> list[str]:
@@ -211,9 +221,9 @@ class OfficialDataset:
         about = {"dataset": spec.key, "region": region, "seed": seed, "unit": spec.split_unit}
         return stored_split(path, units, drawn=drawn, about=about)
 
-    def _read_bands(self, place: Place, window: Window | None) -> np.ndarray:
-        """(C, H, W) in the files' dtype: the bands of every channel's file."""
-        parts = []
+    def _read_bands(self, place: Place, window: Window | None) -> tuple[np.ndarray, np.ndarray]:
+        """The bands of every channel's file, (C, H, W) in their dtype; (H, W) bool, valid in all of them."""
+        parts, valid = [], []
         for path in place.images:
             axis = self.spec.band_axis
             if window is None:
@@ -232,6 +242,8 @@ class OfficialDataset:
                 if max(self.spec.bands) >= len(bands):
                     raise InputError(f"{path} has no band {max(self.spec.bands)}", got=f"{len(bands)} bands")
                 bands = bands[list(self.spec.bands)]
+            nodata = read_nodata(path) if self.spec.nodata is None else self.spec.nodata
+            valid.append(valid_pixels(bands, nodata))
             parts.append(bands)
             if parts[0].shape != bands.shape:
                 raise InputError(
@@ -246,7 +258,7 @@ class OfficialDataset:
                 expected="at most 3",
                 fix="choose some in the data file: bands: [0]",
             )
-        return np.concatenate(parts)
+        return np.concatenate(parts), np.logical_and.reduce(valid)
 
     def _require_size(self, bands: np.ndarray, path: Path) -> None:
         size = self.spec.scene_size
@@ -258,16 +270,13 @@ class OfficialDataset:
                 fix="get it anew, or set scene_size: null in the data file if you cut it yourself",
             )
 
-    def _amplitude(self, values: np.ndarray, place: Place) -> tuple[np.ndarray, np.ndarray]:
-        valid = np.isfinite(values).all(axis=0)
-        if self.spec.nodata is not None:
-            valid &= (values != values.dtype.type(self.spec.nodata)).all(axis=0)
+    def _amplitude(self, values: np.ndarray, valid: np.ndarray, place: Place) -> np.ndarray:
         name = place.images[0]
         part: ComplexPart = self.domain.part
         if part != "amplitude" and np.iscomplexobj(values):
             component = np.abs(values.real if part == "real" else values.imag)
-            return to_amplitude(component, "amplitude", valid=valid, name=name), valid
-        return to_amplitude(values, self.spec.values, valid=valid, name=name), valid
+            return to_amplitude(component, "amplitude", valid=valid, name=name)
+        return to_amplitude(values, self.spec.values, valid=valid, name=name)
 
     def _mask(self, place: Place, window: Window | None, shape: tuple[int, ...]) -> np.ndarray:
         if place.label is None:

@@ -67,7 +67,7 @@ def read_image(
     path = Path(path)
     stored = read_stored(path, array_key, decode=True)
     values = _pick_bands(_colormap_to_grey(stored, path), stored, band_axis, bands, path)
-    valid = _valid_pixels(values, stored.nodata if nodata is None else nodata)
+    valid = valid_pixels(values, stored.nodata if nodata is None else nodata)
     if not valid.any():
         raise InputError(
             f"{path} has no valid pixel",
@@ -116,7 +116,12 @@ def read_shape(
     return stored.shape[axis], height, width
 
 
-def _valid_pixels(values: np.ndarray, nodata: float | None) -> np.ndarray:
+def read_nodata(path: str | Path) -> float | None:
+    """What GDAL's tag in a TIFF says stands for pixels without a measurement; None for other files."""
+    return read_stored(Path(path), None, decode=False).nodata
+
+
+def valid_pixels(values: np.ndarray, nodata: float | None) -> np.ndarray:
     """(H, W) bool of (C, H, W) values; nodata is compared in the file's own precision."""
     good: np.ndarray = np.isfinite(values)
     if nodata is not None and np.isfinite(nodata):

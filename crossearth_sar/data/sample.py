@@ -5,6 +5,7 @@ C bands, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NotRequired, Protocol, TypedDict
 
@@ -16,12 +17,18 @@ IGNORE_INDEX = 255
 """Mask value of a pixel that neither trains nor counts: unlabelled, nodata, or outside the image."""
 
 
+Origin = tuple[tuple[str, ...], str | None, Hashable | None]
+"""Where a sample comes from: its image files (or what draws it), its label file, and of both the window that
+it shows; None is all of them. Two samples of one origin are the same sample."""
+
+
 class Sample(TypedDict):
     """One image and its label map, in torchgeo's key names.
 
-    image: (C, H, W) float32, **linear amplitude**, finite and >= 0; a nodata or NaN pixel is 0 here and
-        IGNORE_INDEX in the mask. Complex input is its magnitude, intensity its square root, dB
-        10**(dB/20), so that speckle and gain stay multiplications and descriptors see one convention.
+    image: (C, H, W) float32, **linear amplitude**, finite and >= 0; a nodata or NaN pixel is IGNORE_INDEX
+        in the mask, and here another pixel of the image (`fill.fill_unmeasured`). Complex input is its
+        magnitude, intensity its square root, dB 10**(dB/20), so that speckle and gain stay multiplications
+        and descriptors see one convention.
     mask: (H, W) int64, class index or IGNORE_INDEX.
     name: what to call the image in a message or a picture.
     """

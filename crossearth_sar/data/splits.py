@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def stored_split(path: Path, names: Sequence[str], *, drawn: Split, about: dict[
         content = {"format": _FORMAT, **about, "train": list(drawn.train), "test": list(drawn.test)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
+            partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")  # ranks write at once
             partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             partial.replace(path)
         except OSError as error:

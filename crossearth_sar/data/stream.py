@@ -6,9 +6,10 @@ So a run resumes by counting on, whatever the number of workers, and ranks share
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from crossearth_sar.data.sample import Sample, SegmentationDataset
 from crossearth_sar.data.transforms import TrainTransform
@@ -34,6 +35,16 @@ class TrainStream(Dataset[Sample]):
         return self.transform(self.dataset[self.index_of(draw)], generator)
 
 
+def join_samples(samples: list[Sample]) -> dict[str, Any]:
+    """The batch of some samples, a DataLoader's `collate_fn`.
+
+    Where they differ in bands, as those of a mixture may, the bands of some are repeated in turn, as the
+    model repeats those of all to three.
+    """
+    bands = max(len(sample["image"]) for sample in samples)
+    return default_collate([_with_bands(sample, bands) for sample in samples])
+
+
 class ShardedDraws(Sampler[list[int]]):
     """The draws of one rank, a batch a time: of step s's global batch, those with draw % ranks == rank."""
 
@@ -49,6 +60,17 @@ class ShardedDraws(Sampler[list[int]]):
         for step in self.steps:
             start = step * self.batch_size
             yield list(range(start + self.rank, start + self.batch_size, self.ranks))
+
+
+def _with_bands(sample: Sample, bands: int) -> Sample:
+    own = len(sample["image"])
+    if own == bands:
+        return sample
+    order = [band % own for band in range(bands)]
+    joined = cast(Sample, {**sample, "image": sample["image"][order]})
+    if "db_mean" in sample and "db_std" in sample:
+        joined |= {"db_mean": sample["db_mean"][order], "db_std": sample["db_std"][order]}
+    return joined
 
 
 def _mixed(*numbers: int) -> int:

@@ -17,7 +17,7 @@ H W pixels, N channels (HH, HV, VV). sigma0 and intensity are linear power.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from crossearth_sar.config import from_mapping, require
 from crossearth_sar.data.landcover import BUILDING, LAYOUTS, Floats, Integers, Landcover, draw_landcover
-from crossearth_sar.data.sample import ClassTable, Sample
+from crossearth_sar.data.sample import ClassTable, Origin, Sample
 from crossearth_sar.data.scattering import (
     POINT_GAIN,
     SCATTERING,
@@ -163,6 +163,10 @@ class SimulatedScenes:
 
     def __len__(self) -> int:
         return self.config.length
+
+    def origin(self, index: int) -> Origin:
+        """Scenes of equal settings are the same, however many are drawn: see `sample.Origin`."""
+        return (f"{replace(self.config, length=1)} scene {index}",), None, None
 
     def __getitem__(self, index: int) -> Sample:
         index = operator.index(index)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from crossearth_sar.config import require
 from crossearth_sar.data.class_maps import Task
-from crossearth_sar.data.domain import measure_db
+from crossearth_sar.data.domain import DomainConfig, OfficialConfig, measure_db, open_official
 from crossearth_sar.data.official import OfficialDataset, Part, open_spec
 from crossearth_sar.data.sample import Sample
 from crossearth_sar.data.specs import BENCHMARK_DATASETS
@@ -86,11 +87,39 @@ def open_side(reference: DomainRef, task: Task, part: Part, config: ProtocolConf
     Raises:
         InputError: as `data.official.OfficialDataset`.
     """
-    spec = open_spec(BENCHMARK_DATASETS, reference.dataset, config.datasets.get(reference.dataset))
-    dataset = OfficialDataset(
-        spec, config.data_root, reference.domain, part=part, task=task, splits=config.splits, seed=config.seed
-    )
+    dataset = open_official(side_config(reference, task, part, config), config.data_root)
     return BenchmarkDomain(dataset, f"{reference} {part}", config.normalize)
+
+
+def side_config(reference: DomainRef, task: Task, part: Part, config: ProtocolConfig) -> OfficialConfig:
+    """The settings that `open_side` opens, for a run that reads its domains from a config."""
+    return OfficialConfig(
+        dataset=reference.dataset,
+        domain=reference.domain,
+        part=part,
+        task=task.key,
+        splits=None if config.splits is None else str(Path(config.splits).absolute()),
+        split_seed=config.seed,
+        changes=config.datasets.get(reference.dataset, {}),
+    )
+
+
+def training_domains(row: Benchmark, config: ProtocolConfig) -> dict[str, DomainConfig | tuple[DomainConfig]]:
+    """What a run for the row trains on, validates on (the source's test side) and is for (the target's)."""
+    sides: tuple[tuple[DomainRef, Part], ...] = (
+        (row.source, "train"),
+        (row.source, "test"),
+        (row.target, "test"),
+    )
+    train, held_out, target = (
+        DomainConfig(
+            name=re.sub(r"[^A-Za-z0-9.]+", "-", f"{reference.dataset} {reference.domain} {part}"),
+            official=side_config(reference, row.classes, part, config),
+            normalize=config.normalize,
+        )
+        for reference, part in sides
+    )
+    return {"train": train, "validation": held_out, "unseen": (target,)}
 
 
 def open_source(row: Benchmark, config: ProtocolConfig) -> BenchmarkDomain:
@@ -170,6 +199,7 @@ def run_benchmark(
                 expected=f"{classes}: {', '.join(row.classes.classes.names)}",
                 fix="give the model fine-tuned for it; {benchmark} in the path stands for the row's name",
             )
+        _require_classes(model, row)
         found = evaluate(model, target, indices)
         confusion, share = found.confusion, found.expert_share_LE.cpu()
     else:
@@ -179,6 +209,22 @@ def run_benchmark(
             confusion.update(model(sample).cpu(), sample["mask"])
     return BenchmarkScore(
         row=row, confusion=confusion, images=count, notes=tuple(notes), expert_share_LE=share
+    )
+
+
+def _require_classes(model: CrossEarthSAR, row: Benchmark) -> None:
+    """InputError where the model says what its classes are, and they are others than the row's."""
+    expected = row.classes.classes.names
+    if model.class_names is None or [n.casefold() for n in model.class_names] == [
+        n.casefold() for n in expected
+    ]:
+        return
+    raise InputError(
+        f"the model has other classes than benchmark {row.key}",
+        got=", ".join(model.class_names),
+        expected=", ".join(expected),
+        fix="give the model fine-tuned for it; if they are the same under other names, correct "
+        "classes.names in its config.json",
     )
 
 

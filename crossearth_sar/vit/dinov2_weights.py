@@ -88,17 +88,7 @@ def read_state_file(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, another kind, damaged, or something else than named tensors.
     """
-    if not path.is_file():
-        raise InputError(
-            f"no weights at {path}",
-            got="nothing there" if not path.exists() else "no file",
-            expected="a .pth or .safetensors file, or a folder with config.json and model.safetensors",
-            fix="give the path of a file already downloaded; nothing is fetched here",
-        )
-    if path.suffix not in (".pth", ".pt", ".safetensors"):
-        raise InputError(
-            f"weights {path} are of no kind read here", got=path.suffix, expected=".pth, .pt, .safetensors"
-        )
+    require_state_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -111,6 +101,21 @@ def read_state_file(path: Path) -> dict[str, Tensor]:
             fix="fetch the file again; export tensors only with torch.save(model.state_dict(), …)",
         ) from error
     return _named_tensors(state, path)
+
+
+def require_state_file(path: Path) -> None:
+    """InputError unless a file of a kind that `read_state_file` reads is at `path`; does not open it."""
+    if not path.is_file():
+        raise InputError(
+            f"no weights at {path}",
+            got="nothing there" if not path.exists() else "no file",
+            expected="a .pth or .safetensors file, or a folder with config.json and model.safetensors",
+            fix="give the path of a file already downloaded; nothing is fetched here",
+        )
+    if path.suffix not in (".pth", ".pt", ".safetensors"):
+        raise InputError(
+            f"weights {path} are of no kind read here", got=path.suffix, expected=".pth, .pt, .safetensors"
+        )
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from dataset_trees import save, speckle, stripes
 from torch import Tensor
 
-from crossearth_sar.data.domain import MEASURED_SAMPLES, Domain, DomainConfig, measure_db, open_domain
+from crossearth_sar.config import from_mapping
+from crossearth_sar.data.domain import (
+    MEASURED_SAMPLES,
+    Domain,
+    DomainConfig,
+    measure_db,
+    open_domain,
+    require_held_out,
+    require_labels,
+)
 from crossearth_sar.data.folder import FolderConfig
 from crossearth_sar.data.sample import ClassTable, Sample
+from crossearth_sar.data.stream import join_samples
 from crossearth_sar.data.synthetic import SimulatedScenes, SimulatorConfig
 from crossearth_sar.errors import InputError
 
@@ -137,3 +148,135 @@ def test_a_relative_root_is_taken_below_data_root(tmp_path: Path, monkeypatch: p
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="elsewhere"):
         open_domain(folder_domain("elsewhere"), str(tmp_path))
+
+
+# --- published datasets and mixtures ----------------------------------------------------------------------
+
+
+def write_sources(root: Path) -> None:
+    """QXS-SAROPT, one band and a teacher's labels, and AIR-PolSAR-Seg-1.0, three bands and its own."""
+    for i in range(5):
+        save(root / "QXS-SAROPT" / "sar_256_oc_0.2" / f"{i}.png", speckle((64, 64), i))
+        save(root / "taught" / "sar_256_oc_0.2" / f"{i}.png", stripes(64, 64, 4))
+        for channel in ("HH", "HV", "VV"):
+            folder = root / "AIR-PolSAR-Seg-1.0"
+            save(folder / channel / f"{i}.png", speckle((64, 64), i + 7 * len(channel)) // 4 + 1)
+            save(folder / "gt" / f"{i}.png", stripes(64, 64, 6))
+
+
+QXS = {"dataset": "QXS-SAROPT", "task": "seven", "pseudo_labels": "taught", "changes": {"upsample": False}}
+POLSAR = {"dataset": "AIR-PolSAR-Seg-1.0", "task": "seven", "part": "train"}
+MIXTURE = {"name": "both", "mixture": [{"name": "q", "official": QXS}, {"name": "p", "official": POLSAR}]}
+
+
+def domain(**settings: object) -> DomainConfig:
+    return from_mapping(DomainConfig, settings)
+
+
+def test_a_mixture_joins_domains_each_with_its_own_statistics(tmp_path: Path) -> None:
+    write_sources(tmp_path)
+    both = open_domain(domain(**MIXTURE), str(tmp_path))
+    alone = [open_domain(part, str(tmp_path)) for part in domain(**MIXTURE).mixture]
+    assert [len(part) for part in alone] == [5, 4]
+    assert (len(both), both.classes.names) == (9, alone[0].classes.names)
+    for i, sample in enumerate(both):
+        part, place = (alone[0], i) if i < 5 else (alone[1], i - 5)
+        assert sample["name"] == part[place]["name"]
+        for key in ("image", "mask", "db_mean", "db_std"):
+            assert torch.equal(sample[key], part[place][key])  # type: ignore[literal-required]
+    batch = join_samples([both[4], both[5]])
+    assert batch["image"].shape == (2, 3, 64, 64)
+    assert batch["db_mean"].shape == (2, 3)
+    assert torch.equal(batch["image"][0, 2], both[4]["image"][0])
+    assert torch.equal(batch["image"][1], both[5]["image"])
+    fewer = open_domain(domain(**MIXTURE, max_samples=3), str(tmp_path))
+    assert [sample["name"] for sample in fewer] == [both[i]["name"] for i in (0, 3, 6)]
+
+
+def test_missing_parts_of_a_mixture_come_together(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        open_domain(domain(**MIXTURE), str(tmp_path))
+    for words in (
+        "2 of 2 domains of 'both' are missing",
+        "AIR-PolSAR-Seg-1.0",
+        "get it from https://",
+        "sar_256",
+    ):
+        assert words in str(error.value)
+    write_sources(tmp_path)
+    (tmp_path / "AIR-PolSAR-Seg-1.0").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"AIR-PolSAR-Seg-1.0 is not at[\s\S]*holds[\s\S]*elsewhere"):
+        open_domain(domain(**MIXTURE), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("official", "words"),
+    [
+        ({"dataset": "QXS-SARPOT"}, "did you mean 'QXS-SAROPT'"),
+        ({"dataset": "DDHR-SK"}, "DDHR-SK: domain does not fit[^$]*KR, CN, DDHR"),
+        ({"dataset": "SEN12", "task": "sevn"}, "did you mean 'seven'"),
+        ({"dataset": "SEN12", "changes": {"upsampel": True}}, "did you mean 'upsample'"),
+        ({"dataset": "SEN12", "part": "val"}, "'all' | 'train' | 'test'"),
+    ],
+)
+def test_official_settings_that_cannot_be(official: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        domain(name="x", official=official)
+
+
+def test_mixtures_that_cannot_be() -> None:
+    parts = [{"name": "a", "official": QXS}, {"name": "a", "official": POLSAR}]
+    with pytest.raises(InputError, match="distinct names"):
+        domain(name="x", mixture=parts)
+    with pytest.raises(InputError, match="a setting of each of its domains"):
+        domain(name="x", mixture=parts[:1], normalize="image")
+    simulated = {"name": "s", "simulated": {"length": 2, "image_size": 24}}
+    with pytest.raises(InputError, match="exactly one of"):
+        domain(**simulated, mixture=[simulated])
+
+
+def test_training_needs_a_label(tmp_path: Path) -> None:
+    """Of every domain of a mixture: one without would count as trained on and teach nothing."""
+    write_sources(tmp_path)
+    require_labels(open_domain(domain(**MIXTURE), str(tmp_path)))
+    untaught = domain(
+        name="both",
+        mixture=[
+            {"name": "p", "official": POLSAR},
+            {"name": "q", "official": {**QXS, "pseudo_labels": None}},
+        ],
+    )
+    with pytest.raises(InputError, match=r"'q' has no labels to train on[\s\S]*in 5 of 5 samples"):
+        require_labels(open_domain(untaught, str(tmp_path)))
+
+
+def test_what_trains_does_not_validate(tmp_path: Path) -> None:
+    write_sources(tmp_path)
+    files = {"root": "QXS-SAROPT/sar_256_oc_0.2", "images": "*.png", "values": "amplitude"}
+    left, right = "../../taught/sar_256_oc_0.2/*.png", "../../other/*.png"
+    for i in range(5):
+        save(tmp_path / "other" / f"{i}.png", stripes(64, 64, 4))
+
+    def opened(name: str, **changes: object) -> Domain:
+        folder = {**files, "classes": list("abcd"), "labels": left, **changes}
+        return open_domain(domain(name=name, folder=folder), str(tmp_path))
+
+    train = opened("train", names=["0", "1"])
+    require_held_out(train, [opened("rest", exclude=["0", "1"]), opened("other label", labels=right)])
+    for same in (opened("tiled", names=["1", "2"], tile=32), opened("same", names=["0"])):
+        with pytest.raises(InputError, match=rf"'{same.name}' shows what 'train' trains on"):
+            require_held_out(train, [same])
+    mixed, held_out = (
+        open_domain(domain(name=part, official={**POLSAR, "part": part}), str(tmp_path))
+        for part in ("train", "test")
+    )
+    require_held_out(mixed, [held_out, train])
+    with pytest.raises(InputError, match="'all' shows what 'train' trains on"):
+        require_held_out(
+            mixed, [open_domain(domain(name="all", official={**POLSAR, "part": "all"}), str(tmp_path))]
+        )
+    drawn = {"image_size": 24, "seed": 1}
+    simulated = open_domain(domain(name="drawn", simulated={**drawn, "length": 4}))
+    require_held_out(simulated, [open_domain(domain(name="x", simulated={**drawn, "length": 2, "seed": 2}))])
+    with pytest.raises(InputError, match="'x' shows what 'drawn' trains on"):
+        require_held_out(simulated, [open_domain(domain(name="x", simulated={**drawn, "length": 2}))])

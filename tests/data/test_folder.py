@@ -192,14 +192,24 @@ def test_rgb_labels_and_a_palette(tmp_path: Path) -> None:
     assert scenes.classes.palette == ((9, 9, 9), (0, 0, 255))
 
 
-def test_invalid_pixels_are_dark_and_ignored(tmp_path: Path) -> None:
+def test_invalid_pixels_are_filled_and_ignored(tmp_path: Path) -> None:
     mapping = write_floods(tmp_path)
-    values = np.full((2, 40, 50), -10, np.float32)
+    values = RNG.normal(-12, 3, (2, 40, 50)).astype(np.float32)
+    measured = 10 ** (values / 20)
     values[1, 3, 4], values[0, 5, 6] = np.nan, -9999
     replace_image(tmp_path, "Ghana_1", values)
     sample = open_scenes(mapping, nodata=-9999)[0]
     assert sample["mask"][3, 4] == sample["mask"][5, 6] == IGNORE_INDEX
-    assert sample["image"][:, 3, 4].tolist() == sample["image"][:, 5, 6].tolist() == [0, 0]
+    image = sample["image"].numpy()
+    for row, column in ((3, 4), (5, 6)):
+        same = np.isclose(image[:, row, column, None, None], measured).all(0)
+        assert same.sum() == 1, "both bands of one measured pixel"
+        assert not same[row, column]
+    (tile,) = (
+        s for s in open_scenes(mapping, nodata=-9999, tile=32, names=["Ghana"]) if s["name"][-5:] == "y0_x0"
+    )
+    assert tile["mask"][3, 4] == IGNORE_INDEX
+    assert np.isclose(tile["image"][0, 3, 4], measured[0, :32, :32]).any(), "of the same tile"
     assert "set nodata: -9999" in refusal(mapping)
 
 
@@ -289,6 +299,20 @@ def test_problems_are_collected_and_fit_a_screen(tmp_path: Path) -> None:
     assert "no decibels" in refusal(mapping, names=["site_4"])
 
 
+def test_more_bands_than_the_model_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mapping = write_floods(tmp_path)
+    for name in NAMES:
+        replace_image(tmp_path, name, RNG.normal(-12, 3, (4, 40, 50)).astype(np.float32))
+    message = refusal(mapping)
+    assert "Ghana_1_S1Hand.tif has more bands than the model reads" in message
+    assert "bands: [0]" in message
+    monkeypatch.setattr(folder, "DECODED_CHECKS", 0)
+    assert "3 problems" in refusal(mapping), "headers of all are looked at"
+    with pytest.raises(InputError, match="more bands than the model reads"):
+        FolderScenes(from_mapping(FolderConfig, mapping), check=False)[0]
+    assert open_scenes(mapping, bands=[3, 0])[0]["image"].shape == (2, 40, 50)
+
+
 def test_values_declared_wrongly(tmp_path: Path) -> None:
     message = refusal(write_floods(tmp_path), values="intensity")
     assert "negative values" in message
@@ -329,6 +353,7 @@ def test_large_sets_are_sampled_and_still_refuse_while_training(
         ({"values": "decibel"}, "'db'"),
         ({"palette": [[0, 0, 0]]}, "one colour per class"),
         ({"bands": []}, "at least one band"),
+        ({"bands": [0, 1, 2, 3]}, "at most 3"),
         ({"lables": "x"}, "did you mean 'labels'?"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,55 @@ def test_class_maps_drop_and_join(trees: Path) -> None:
     assert AIR_5.dropped(AIR) == ("mountain",)
     with pytest.raises(InputError, match="no class map for 'WHU-OPT-SAR'"):
         opened(trees, WHU, "WHU-SAR", task=FUSAR_5)
+
+
+# --- pixels without a measurement -------------------------------------------------------------------------
+
+HOLED = DatasetSpec(
+    key="Holed",
+    folder="Holed",
+    home="nowhere",
+    tree=(),
+    images="sar/*.*",
+    labels="labels/*.*",
+    domains={"all": DomainSpec(regions=("all",))},
+    classes=("a", "b"),
+    window=64,
+)
+
+
+def write_holed(root: Path, *, side: int, tag: str | None) -> np.ndarray:
+    """One scene: 12 rows of -1, which a GDAL tag may call nodata, a NaN and an infinity. What is measured."""
+    values = np.random.default_rng(0).gamma(4, 1, (side, side)).astype(np.float32)
+    values[:12], values[20, 30], values[40, 50] = -1, np.nan, np.inf
+    (root / "Holed" / "sar").mkdir(parents=True)
+    (root / "Holed" / "labels").mkdir()
+    tags = [(42113, "s", 0, tag, True)] if tag is not None else []
+    tifffile.imwrite(root / "Holed" / "sar" / "0.tif", values, extratags=tags, compression="lzw")
+    Image.fromarray(np.eye(side, dtype=np.uint8)).save(root / "Holed" / "labels" / "0.png")
+    return np.isfinite(values) & (values != -1)
+
+
+@pytest.mark.parametrize("side", [64, 100], ids=["whole", "windows"])
+@pytest.mark.parametrize("said_by", ["tag", "row"])
+def test_what_was_not_measured_neither_counts_nor_shows(tmp_path: Path, side: int, said_by: str) -> None:
+    measured = write_holed(tmp_path, side=side, tag="-1" if said_by == "tag" else None)
+    spec = replace(
+        HOLED, nodata=None if said_by == "tag" else -1.0, scene_size=(side, side) if side == 64 else None
+    )
+    sample = OfficialDataset(spec, tmp_path, "all")[0]
+    measured = measured[:64, :64]
+    assert np.array_equal((sample["mask"] != IGNORE_INDEX).numpy(), measured)
+    assert int((~measured).sum()) == 12 * 64 + 2
+    image = sample["image"][0].numpy()
+    assert np.isin(image[~measured], image[measured]).all()
+    assert image[:12].std() > 0.5, "speckle as everywhere"
+
+
+def test_a_number_that_nobody_calls_nodata_is_refused(tmp_path: Path) -> None:
+    write_holed(tmp_path, side=64, tag=None)
+    with pytest.raises(InputError, match="if -1 marks pixels without a measurement, set nodata: -1"):
+        OfficialDataset(HOLED, tmp_path, "all")
 
 
 # --- splits -----------------------------------------------------------------------------------------------

@@ -97,6 +97,13 @@ def test_source_and_target_of_one_dataset_share_no_place(config: ProtocolConfig)
     assert torch.equal(source[0]["db_mean"], source[1]["db_mean"]), "one statistic for a domain"
 
 
+def test_statistics_of_each_image_are_its_own(targets: dict[str, BenchmarkDomain]) -> None:
+    sample = targets["N2S"][0]
+    decibels = 20 * torch.log10(sample["image"].double()).flatten(1)
+    torch.testing.assert_close(sample["db_mean"].double(), decibels.mean(1), rtol=1e-4, atol=0)
+    torch.testing.assert_close(sample["db_std"].double(), decibels.std(1, correction=0), rtol=1e-3, atol=0)
+
+
 def test_our_model_and_one_that_does_not_fit(targets: dict[str, BenchmarkDomain]) -> None:
     small = {
         "crop_size": 512,
@@ -117,6 +124,12 @@ def test_our_model_and_one_that_does_not_fit(targets: dict[str, BenchmarkDomain]
     assert int(score.confusion.counts.sum()) == int((targets["N2S"][0]["mask"] != IGNORE_INDEX).sum())
     with pytest.raises(InputError, match=r"5 classes(.|\n)*6: building, farmland"):
         run_benchmark(benchmark("K2C"), model, targets["K2C"])
+    names = benchmark("N2S").classes.classes.names
+    model.name_classes([name.capitalize() for name in names])
+    assert run_benchmark(benchmark("N2S"), model, targets["N2S"], max_images=1).images == 1
+    model.name_classes(names[::-1])
+    with pytest.raises(InputError, match=r"(?s)other classes than benchmark N2S.*config\.json"):
+        run_benchmark(benchmark("N2S"), model, targets["N2S"])
 
 
 def test_slide_inference_of_any_network() -> None:

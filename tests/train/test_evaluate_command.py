@@ -15,9 +15,10 @@ import pytest
 import torch
 from dataset_trees import fusar, write_trees
 
+from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
 from crossearth_sar.evaluation.protocol import BenchmarkScore
-from crossearth_sar.evaluation.registry import benchmark
+from crossearth_sar.evaluation.registry import Benchmark, benchmark
 from crossearth_sar.model import build_model, save_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,15 +74,73 @@ def main_of_script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(script().main())
 
 
-def test_a_sparse_model_shows_its_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows of one target, so the same images through the same model: their shares are the same."""
-    fusar(tmp_path / "data", scenes=2)
+def save_small(folder: Path, classes: int = 5) -> None:
     small = {
         "crop_size": 512,
         "vit": {"dim": 32, "num_heads": 2, "depth": 4, "patch_size": 64, "image_size": 512},
         "decoder": {"channels": 32, "num_queries": 6, "pixel_layers": 1, "query_layers": 1},
     }
-    save_model(build_model("crossearth_sar_tiny", 5, changes=small), tmp_path / "model")
+    save_model(build_model("crossearth_sar_tiny", classes, changes=small), folder)
+
+
+def test_a_row_that_cannot_be_run_is_listed_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fusar(tmp_path / "data", scenes=2)
+    save_small(tmp_path / "models" / "A2F")
+    output = tmp_path / "out"
+    arguments = ["--data-root", str(tmp_path / "data"), "--max-images", "1", "--pictures", "0"]
+    arguments += ["--model", str(tmp_path / "models" / "{benchmark}"), "--output", str(output)]
+    assert main_of_script(monkeypatch, "--benchmark", "D2F", "K2C", "A2F", *arguments) == 1
+    said = capsys.readouterr()
+    assert "D2F is not run: no model in" in said.err
+    assert "K2C is not run: DDHR-SK is not at" in said.err
+    content = json.loads((output / "results.json").read_text())
+    assert [b["benchmark"] for b in content["benchmarks"]] == ["A2F"]
+    assert list(content["absent"]) == ["D2F", "K2C"]
+    reason = content["absent"]["D2F"]
+    assert "config.json is missing; expected: config.json and model.safetensors; to do:" in reason
+    assert f"- D2F: {reason}" in (output / "results.md").read_text()
+    assert "K2C" in (output / "report.html").read_text()
+    save_small(tmp_path / "models" / "D2F", classes=6)
+    assert main_of_script(monkeypatch, "--benchmark", "D2F", "K2C", *arguments) == 2
+    said = capsys.readouterr()
+    assert "the model does not fit benchmark D2F" in said.err
+    assert "none of the rows can be run\n  got: D2F, K2C" in said.err
+
+
+def test_what_is_scored_is_kept_when_a_later_row_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script()
+    asked: list[tuple[str, int | None]] = []
+
+    def run_row(row: Benchmark, model: object, target: object, max_images: int | None) -> BenchmarkScore:
+        asked.append((row.key, max_images))
+        if max_images != 0 and row.key == "S2N":
+            raise InputError("a damaged image")
+        if max_images != 0 and row.key == "K2C":
+            raise RuntimeError("out of memory")
+        return sparse_score(row.key, 0, 0)
+
+    monkeypatch.setattr(module, "run_benchmark", run_row)
+    monkeypatch.setattr(module, "open_target", lambda row, config: [])
+    monkeypatch.setattr(module, "open_model", lambda arguments, row: None)
+    arguments = ["--model", "x", "--output", str(tmp_path), "--benchmark", "N2S", "S2N", "K2C", "C2K"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        module.main()
+    assert asked[:4] == [("N2S", 0), ("S2N", 0), ("K2C", 0), ("C2K", 0)], "all are looked at first"
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert [b["benchmark"] for b in content["benchmarks"]] == ["N2S"]
+    waiting = dict.fromkeys(("K2C", "C2K"), "not scored yet")
+    assert content["absent"] == {"S2N": "a damaged image", **waiting}
+
+
+def test_a_sparse_model_shows_its_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows of one target, so the same images through the same model: their shares are the same."""
+    fusar(tmp_path / "data", scenes=2)
+    save_small(tmp_path / "model")
     output = tmp_path / "out"
     arguments = ["--data-root", str(tmp_path / "data"), "--benchmark", "A2F", "D2F", "--max-images", "1"]
     arguments += ["--model", str(tmp_path / "model"), "--pictures", "0", "--output", str(output)]
@@ -137,6 +196,7 @@ def test_experts_stand_beside_each_other_only_where_they_can(
         (["--benchmark", "C(R)2R", "--model", "none"], "did you mean 'C(r)2R'"),
         (["--all", "--adapter", "a:b"], "no benchmark's data are there"),
         (["--all"], "no model is named"),
+        (["--all", "--model", "none", "--device", "gpu"], "device 'gpu' cannot be used"),
         (["--model", "x"], "no benchmark is named"),
     ],
 )

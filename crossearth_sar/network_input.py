@@ -1,0 +1,120 @@
+"""From linear amplitude to what the network sees, and what cannot be amplitude refused with words.
+
+B batch, C bands, H W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossearth_sar.errors import InputError
+
+MAX_BANDS = 3
+"""The backbone has three channels; fewer bands are repeated."""
+AMPLITUDE_FLOOR = 1e-10
+"""-200 dB: where the logarithm of an amplitude of 0 is cut."""
+INPUT_LIMIT = 5.0
+"""Normalised input is cut to +- this many standard deviations."""
+
+
+def network_input(image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None) -> Tensor:
+    """(B, C, H, W) linear amplitude -> (B, 3, H, W) standardised dB, cut to +- INPUT_LIMIT, bands cycled."""
+    bands = image_BCHW.shape[1]
+    if not 1 <= bands <= MAX_BANDS:
+        raise InputError(
+            "the network sees 1 to 3 bands",
+            got=f"shape {tuple(image_BCHW.shape)}: {bands} bands",
+            expected=f"(B, C, H, W) with C from 1 to {MAX_BANDS}",
+            fix="choose some: image[:, :3]",
+        )
+    db_mean, db_std = statistics_of(image_BCHW, db_mean, db_std)
+    decibels = to_db(image_BCHW)
+    mean, std = (s.to(decibels).reshape(-1, bands, 1, 1) for s in (db_mean, db_std))
+    standardised = ((decibels - mean) / std).clamp(-INPUT_LIMIT, INPUT_LIMIT)
+    return standardised[:, [band % bands for band in range(MAX_BANDS)]]
+
+
+def to_db(amplitude: Tensor) -> Tensor:
+    """20 log10(amplitude), an amplitude of 0 at -200 dB; float32 at least, for half has no such floor."""
+    precision = torch.promote_types(amplitude.dtype, torch.float32)
+    return 20 * torch.log10(amplitude.to(precision).clamp(min=AMPLITUDE_FLOOR))
+
+
+def db_statistics(image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation in dB, (B, C) each, over the pixels with an amplitude above 0."""
+    decibels, lit = to_db(image_BCHW).flatten(2), (image_BCHW > 0).flatten(2)
+    count = lit.sum(-1).clamp(min=1)
+    mean = (decibels * lit).sum(-1) / count
+    variance = ((decibels - mean[..., None]).square() * lit).sum(-1) / count
+    return mean, variance.sqrt().clamp(min=1e-3)
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A tensor as it is; a copy of numbers in a numpy array or nested lists."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        array = np.array(value)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    except (TypeError, ValueError) as error:  # no numbers, or lists of unlike lengths
+        raise InputError(
+            f"{name} is no array of numbers",
+            got=f"{type(value).__name__} ({error})",
+            expected="a torch tensor, a numpy array or lists of numbers",
+        ) from error
+
+
+def statistics_of(image_BCHW: Tensor, db_mean: Any, db_std: Any) -> tuple[Tensor, Tensor]:
+    """The given statistics, checked; each image's own when neither is given."""
+    if db_mean is None and db_std is None:
+        return db_statistics(image_BCHW)
+    if db_mean is None or db_std is None:
+        raise InputError(
+            "statistics come as a pair",
+            got=f"{'db_std' if db_mean is None else 'db_mean'} alone",
+            expected="db_mean and db_std, or neither",
+        )
+    db_mean, db_std = as_tensor(db_mean, "db_mean"), as_tensor(db_std, "db_std")
+    bands = tuple(image_BCHW.shape[1:2])
+    for name, given in (("db_mean", db_mean), ("db_std", db_std)):
+        if tuple(given.shape) not in (bands, (1, *bands), tuple(image_BCHW.shape[:2])):
+            raise InputError(
+                f"{name} does not fit the bands",
+                got=f"shape {tuple(given.shape)}",
+                expected=f"(C,) = {bands} or (B, C) = {tuple(image_BCHW.shape[:2])}",
+            )
+    return db_mean, db_std
+
+
+def checked_amplitude(image: Any) -> Tensor:
+    """The image, tensor or array, as a floating-point tensor (B, C, H, W), when `predict` can read it."""
+    image_BCHW = as_tensor(image, "the image")
+    is_image = (
+        image_BCHW.ndim == 4
+        and 1 <= image_BCHW.shape[1] <= MAX_BANDS
+        and image_BCHW.numel() > 0
+        and not image_BCHW.is_complex()
+    )
+    if not is_image:
+        raise InputError(
+            "predict reads linear amplitude images",
+            got=f"{image_BCHW.dtype}, shape {tuple(image_BCHW.shape)}",
+            expected="real (B, C, H, W) with 1 to 3 bands and no empty axis",
+            fix="take abs() of complex data, image[None] for a missing axis",
+        )
+    if not image_BCHW.is_floating_point():
+        image_BCHW = image_BCHW.float()  # counts as sensors deliver them; torch has no padding for uint16
+    bad = ~(torch.isfinite(image_BCHW) & (image_BCHW >= 0))
+    if bool(bad.any()):
+        raise InputError(
+            "predict reads linear amplitude images",
+            got=f"{int(bad.sum())} negative or non-finite pixels",
+            expected="finite values >= 0",
+            fix="convert dB with 10 ** (db / 20); put measured amplitudes where nodata is "
+            "(data.fill.fill_unmeasured): the descriptors count every pixel",
+        )
+    return image_BCHW
