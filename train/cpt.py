@@ -33,6 +33,7 @@ from crossearth_sar.engine.failures import explain, meet_peers, remove_old_words
 from crossearth_sar.engine.layout import deepspeed_config, plan_layout, run_model_config
 from crossearth_sar.engine.loop import Trainer
 from crossearth_sar.engine.nonfinite import NonFiniteError
+from crossearth_sar.engine.output_folder import claim
 from crossearth_sar.engine.results import write_results
 from crossearth_sar.engine.resume import go_on_words
 from crossearth_sar.engine.throughput import forward_flop
@@ -54,7 +55,8 @@ def main() -> int:
             return write_deepspeed_json(config, arguments.write_deepspeed, arguments.ranks)
         return run(config, arguments.resume)
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":  # before ranks have met, each finds the same fault
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+        if rank == "0":  # before ranks have met, each finds the same fault
             print(f"\nerror: {error}\n", file=sys.stderr, flush=True)
         return 2
 
@@ -100,11 +102,15 @@ def run_config(arguments: argparse.Namespace) -> RunConfig:
 def run(config: RunConfig, resume: str | None) -> int:
     ranks = start_ranks(config.parallel.timeout_minutes)
     quiet_libraries(main_rank=ranks.is_main)
-    trainer = build_together(lambda: Trainer(config, ranks))
+    output = Path(config.output)
+    started: list[Trainer] = []
     if ranks.is_main:
-        remove_old_words(trainer.output)
+        remove_old_words(output)
     peers = meet_peers()
     try:
+        trainer = build_together(lambda: Trainer(config, ranks))
+        started.append(trainer)
+        build_together(lambda: claim(output, ranks))
         build_together(lambda: trainer.start(resume))
         if ranks.is_main:
             print(describe(trainer, deepspeed.__version__), file=sys.stderr, flush=True)
@@ -115,15 +121,16 @@ def run(config: RunConfig, resume: str | None) -> int:
         trainer.say(f"\nerror: {error}\n")
         return 1
     except Exception as error:  # noqa: BLE001 - whatever it is, this rank shall not leave the others waiting
-        end_at_once(f"{explain(error, trainer.output, ranks.rank, peers, trainer.step)}", error, trainer)
+        step = started[0].step if started else 0
+        end_at_once(explain(error, output, ranks.rank, peers, step), error, config)
     return 0
 
 
-def end_at_once(words: str, error: Exception, trainer: Trainer) -> NoReturn:
+def end_at_once(words: str, error: Exception, config: RunConfig) -> NoReturn:
     """Prints why and leaves without the farewells that other ranks would have to answer."""
-    if not words.startswith(f"rank {trainer.ranks.rank} lost"):
+    if " lost its peers at step " not in words:
         logging.getLogger("crossearth_sar").error("", exc_info=error)
-    print(f"\nerror: {words}\n  to do: {go_on_words(trainer.config)}\n", file=sys.stderr, flush=True)
+    print(f"\nerror: {words}\n  to do: {go_on_words(config)}\n", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)
 
@@ -170,6 +177,7 @@ def describe(trainer: Trainer, deepspeed_version: str) -> str:
         f"{config.steps} steps of {config.batch_size} images of {trainer.model_config.crop_size} pixels",
         f"ranks: {ranks.size} ({where}); experts split over {trainer.ep_size}; {_memory_words(trainer)}; "
         f"DeepSpeed {deepspeed_version}, torch {torch.__version__}",
+        f"weights {config.weights or 'none: the backbone is as initialised'}",
         f"one forward pass of one image: {forward_flop(trainer.model_config) / 1e9:.1f} GFLOP",
         f"train {trainer.train_domain.name} ({len(trainer.train_domain)} images), held out "
         f"{trainer.validation.name} ({len(trainer.validation)}), unseen "

@@ -1,11 +1,16 @@
 """Fine-tuning of CrossEarth-SAR on one device.
 
     python train/finetune.py --config train/recipes/finetune_water.yaml --set data_root=/data weights=FOLDER
+    python train/finetune.py --config train/recipes/finetune_benchmark.yaml --benchmark N2S \\
+        --set data_root=/data weights=FOLDER                        one of the 22 benchmarks
     python train/finetune.py … --set mode=earth_adapter             frozen | earth_adapter | full
     python train/finetune.py … --resume                             go on from the newest checkpoint
 
-`weights` is DINOv2's official .pth, a folder of transformers, or a model folder of this package. Any setting
-can be changed with --set: `--set steps=200 optim.lr=1e-3 adapter.rank=16`.
+`weights` is DINOv2's official .pth, a folder of transformers, or a model folder of this package; frozen and
+earth_adapter need it. Any setting can be changed with --set: `--set steps=200 optim.lr=1e-3 adapter.rank=16`.
+--benchmark takes the domains of a row of `evaluate.py --list` in place of the config's: it trains on the
+train side of the row's source, validates on the test side, and scores the target at the end, as evaluate.py
+does. {benchmark} in output stands for the row's name as part of a file name (C(r)2R is C-r-2R).
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -20,6 +26,8 @@ from crossearth_sar.config import from_mapping, merge, parse_overrides, read_yam
 from crossearth_sar.engine.finetune import FinetuneConfig, FineTuner
 from crossearth_sar.engine.nonfinite import NonFiniteError
 from crossearth_sar.errors import InputError
+from crossearth_sar.evaluation.protocol import ProtocolConfig, training_domains
+from crossearth_sar.evaluation.registry import benchmark
 
 
 def main() -> int:
@@ -27,8 +35,7 @@ def main() -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("crossearth_sar").setLevel(logging.INFO)
     try:
-        config = from_mapping(FinetuneConfig, read_yaml(arguments.config))
-        tuner = FineTuner(merge(config, parse_overrides(arguments.overrides)))
+        tuner = FineTuner(run_config(arguments))
         tuner.start(arguments.resume)
         print(describe(tuner), file=sys.stderr, flush=True)
         if tuner.fit():
@@ -40,6 +47,30 @@ def main() -> int:
         print(f"\nerror: {error}\n  to do: lower optim.lr, or resume from a checkpoint", file=sys.stderr)
         return 1
     return 0
+
+
+def run_config(arguments: argparse.Namespace) -> FinetuneConfig:
+    settings, changes = read_yaml(arguments.config), parse_overrides(arguments.overrides)
+    if arguments.benchmark is None:
+        if not {"train", "validation"} & {*settings, *changes}:
+            raise InputError(
+                f"{arguments.config} names no domains", fix="add --benchmark N2S, or train and validation"
+            )
+        if arguments.data_file or arguments.splits:
+            raise InputError(
+                "--data-file and --splits are for --benchmark", fix="name a row: --benchmark N2S"
+            )
+        return merge(from_mapping(FinetuneConfig, settings), changes)
+    row = benchmark(arguments.benchmark)
+    protocol = ProtocolConfig(
+        data_root="",  # FinetuneConfig's is what domains are opened below
+        splits=arguments.splits,
+        seed=arguments.split_seed,
+        datasets=read_yaml(arguments.data_file) if arguments.data_file else {},
+        normalize=arguments.normalize,
+    )
+    config = merge(from_mapping(FinetuneConfig, {**settings, **training_domains(row, protocol)}), changes)
+    return replace(config, output=config.output.replace("{benchmark}", row.slug))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,6 +87,12 @@ def parse_arguments() -> argparse.Namespace:
         dest="overrides",
         help="change settings, dotted: optim.lr=1e-4",
     )
+    rows = parser.add_argument_group("benchmarks", "the same settings as evaluate.py's")
+    rows.add_argument("--benchmark", metavar="KEY", help="a row of evaluate.py --list")
+    rows.add_argument("--data-file", metavar="YAML", help="dataset: {changes to its row}; docs/BENCHMARKS.md")
+    rows.add_argument("--splits", metavar="FOLDER", help="where splits are kept; default DATA_ROOT/splits")
+    rows.add_argument("--split-seed", type=int, default=0, help="of the splits")
+    rows.add_argument("--normalize", choices=("domain", "image"), default="domain")
     parser.add_argument(
         "--resume",
         metavar="CHECKPOINT",

@@ -30,7 +30,7 @@ def split_into_parts(batch: dict[str, Any], keys: Sequence[str], accumulation: i
     return [{key: batch[key][part::accumulation] for key in keys} for part in range(accumulation)]
 
 
-def part_weights(masks: Sequence[Tensor], config: DecoderConfig, ranks: Ranks) -> list[tuple[float, float]]:
+def part_weights(masks: Sequence[Tensor], config: DecoderConfig, ranks: Ranks) -> list[tuple[Any, Any]]:
     """For each part of this rank, what its class loss and its mask and dice losses count; a collective call.
 
     Args:
@@ -38,17 +38,18 @@ def part_weights(masks: Sequence[Tensor], config: DecoderConfig, ranks: Ranks) -
 
     Returns:
         (weight of the class loss, weight of mask and dice), both with mean 1 over all parts of all ranks
-        when weighed by the targets.
+        when weighed by the targets. Tensors of one element on the ranks' device: the host waits for nobody.
     """
-    own = torch.tensor([_normalizers(mask_BHW, config) for mask_BHW in masks], dtype=torch.float64)
-    total = own.sum(0).to(ranks.device, torch.float32)
+    own_P2 = torch.tensor([_normalizers(mask_BHW, config) for mask_BHW in masks], dtype=torch.float64)
+    own_P2 = own_P2.to(ranks.device, non_blocking=True)
+    total = own_P2.sum(0)
     dist.all_reduce(total)
-    parts = len(masks) * ranks.size
-    mean = total.double().cpu() / parts
-    return [(float(c / mean[0]), float(t / mean[1]) if mean[1] > 0 else 1.0) for c, t in own]
+    mean = total / (len(masks) * ranks.size)
+    weights_P2 = torch.where(mean > 0, own_P2 / mean, 1.0).float()  # without a target its losses are 0 anyway
+    return [(class_weight, mask_weight) for class_weight, mask_weight in weights_P2.unbind()]
 
 
-def weigh(terms: LossTerms, class_weight: float, mask_weight: float) -> LossTerms:
+def weigh(terms: LossTerms, class_weight: float | Tensor, mask_weight: float | Tensor) -> LossTerms:
     """The terms of a part, weighed; `total` and `segmentation` follow."""
     weights = {"class": class_weight, "mask": mask_weight, "dice": mask_weight}
     parts = {name: value * weights[name] for name, value in terms.parts.items()}
@@ -73,7 +74,14 @@ def with_global_shares(output: ModelOutput, ranks: Ranks) -> ModelOutput:
 
 def _normalizers(mask_BHW: Tensor, config: DecoderConfig) -> tuple[float, float]:
     """What transformers' loss divides the class losses and the mask losses of these images by."""
-    targets = [int((mask_HW.unique() != IGNORED).sum()) for mask_HW in mask_BHW]
+    targets = [_classes_present(mask_HW) for mask_HW in mask_BHW]
     matched = sum(min(count, config.num_queries) for count in targets)
     unmatched = len(targets) * config.num_queries - matched
     return matched + config.no_object_weight * unmatched, float(sum(targets))
+
+
+def _classes_present(mask_HW: Tensor) -> int:
+    """How many classes a mask on the host has; counting pixels takes a fraction of what `unique` takes."""
+    pixels = torch.bincount(mask_HW.flatten(), minlength=IGNORED + 1)
+    pixels[IGNORED] = 0
+    return int(pixels.count_nonzero())

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ from crossearth_sar.engine.optimizer_state import (
 )
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, save_model
+
+logger = logging.getLogger("crossearth_sar")
 
 STATE_FILE = "state.json"
 FORMAT = 2
@@ -65,7 +68,7 @@ def save_checkpoint(folder: Path, engine: Any, ranks: Ranks, state: dict[str, An
         with _agreed(ranks, temporary):
             if ranks.is_main:
                 for leftover in folder.glob(".writing-*"):
-                    shutil.rmtree(leftover)
+                    shutil.rmtree(leftover, ignore_errors=leftover != temporary)
                 temporary.mkdir(parents=True)
         checksums = _write_tensors(temporary, engine, ranks)
         with _agreed(ranks, temporary):
@@ -74,14 +77,11 @@ def save_checkpoint(folder: Path, engine: Any, ranks: Ranks, state: dict[str, An
                 content = {"format": FORMAT, **state, **optimizer, "ranks": ranks.size, "sha256": checksums}
                 _write_flushed(temporary / STATE_FILE, json.dumps(content, indent=2) + "\n")
                 _flush(temporary)
-                if final.exists():
-                    shutil.rmtree(final)
-                temporary.rename(final)
-                _flush(folder)
+                put_in_place(temporary, final)
     except _OnSomeRank as error:
         raise SaveError(f"checkpoint {final.name} could not be written: {error}") from error
     if ranks.is_main:
-        _remove_superseded(folder, final, keep, (state.get("best") or {}).get("step"))
+        tidy_up(folder, final, keep, (state.get("best") or {}).get("step"))
     dist.barrier()
     return final
 
@@ -264,7 +264,26 @@ def _spread(shapes: dict[str, tuple[int, ...]], files: int) -> dict[str, int]:
     return owner_of
 
 
+def put_in_place(temporary: Path, final: Path) -> None:
+    """Renames a whole checkpoint to its name; one of that name goes aside, for `tidy_up` to remove. Removed
+    in its place, a kill could leave half of it looking complete."""
+    if final.exists():
+        final.rename(final.with_name(f".writing-over-{final.name}"))
+    temporary.rename(final)
+    _flush(final.parent)
+
+
+def tidy_up(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
+    """Removes what need not be kept. What cannot be removed is only reported: `newest` is saved."""
+    try:
+        _remove_superseded(folder, newest, keep, best_step)
+    except OSError as error:
+        logger.warning("%s is saved, but what it replaces could not be removed: %s", newest.name, error)
+
+
 def _remove_superseded(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
+    for replaced in folder.glob(".writing-*"):
+        shutil.rmtree(replaced)
     complete = list_checkpoints(folder)
     kept = set(complete[: complete.index(newest) + 1][-keep:])
     if best_step is not None:

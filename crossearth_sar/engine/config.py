@@ -70,6 +70,9 @@ class RunConfig:
 
     output: folder for logs, checkpoints, pictures and metrics.
     preset, model: a model preset and the keys changed on top; num_classes comes from the training domain.
+    weights: of the backbone at step 0, see `pretrained.load_backbone`: DINOv2's official file, a folder of
+        transformers, or a model folder of this package; null or "random" leaves it as initialised. A resumed
+        run has its own. expert_noise: for dense weights, which become equal experts.
     data_root: what relative folder roots of the domains start from.
     train, validation, unseen: the source domain, images of it held out, and domains never trained on.
     batch_size: images per optimizer step over all ranks; accumulation: forward passes per step and rank.
@@ -89,6 +92,8 @@ class RunConfig:
     validation: DomainConfig
     steps: int
     batch_size: int
+    weights: str | None = None
+    expert_noise: float = 0.0
     unseen: tuple[DomainConfig, ...] = ()
     data_root: str = ""
     model: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +126,7 @@ class RunConfig:
             "nonfinite_limit",
         ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("pictures", "workers", "seed"):
+        for name in ("pictures", "workers", "seed", "expert_noise"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         names = [self.train.name, self.validation.name, *(domain.name for domain in self.unseen)]
         require(len(set(names)) == len(names), "domain names", names, "distinct names")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import datetime
 import math
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from crossearth_sar.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,27 +32,28 @@ class Ranks:
 
 
 def start_ranks(timeout_minutes: float = 30.0) -> Ranks:
-    """Joins the process group that the launcher prepared; alone, without a launcher, is a group of one.
+    """Joins the process group that the launcher or srun prepared; alone, without one, is a group of one.
 
-    On a CPU the machine's threads are shared among the local ranks. A collective call that some rank does
-    not join is an error after `timeout_minutes`; one that has died is noticed at once.
+    On a CPU the machine's threads are shared among the local ranks. A collective call of the default group
+    that some rank does not join is an error after `timeout_minutes`. DeepSpeed's groups have torch's limits.
+
+    Raises:
+        InputError: for processes that were started as several but not told how to meet.
     """
     import deepspeed
 
     on_gpu = torch.cuda.is_available()
     if "RANK" not in os.environ:
-        os.environ.update(
-            {
-                "RANK": "0",
-                "WORLD_SIZE": "1",
-                "LOCAL_RANK": "0",
-                "LOCAL_SIZE": "1",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": os.environ.get("MASTER_PORT", "29513"),
-            }
-        )
+        os.environ.update(place_among_ranks(os.environ))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if on_gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"local rank {local_rank} has no GPU of its own",
+                got=f"{torch.cuda.device_count()} to be seen here",
+                expected="one for each rank of the node, and all of them to be seen by each",
+                fix="fewer ranks per node; under srun, --gpu-bind=none",
+            )
         torch.cuda.set_device(local_rank)
     else:
         local_size = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -69,6 +74,42 @@ def start_ranks(timeout_minutes: float = 30.0) -> Ranks:
             ) from error
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def place_among_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a launcher sets, for a process without: from srun's own, or a group of one.
+
+    Raises:
+        InputError: for one of several tasks of srun without MASTER_ADDR, or of several processes of mpirun.
+    """
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    by_mpi = int(environment.get("OMPI_COMM_WORLD_SIZE", environment.get("PMI_SIZE", "1")))
+    port = environment.get("MASTER_PORT", "29513")
+    if tasks > 1 and "SLURM_PROCID" in environment:
+        if "MASTER_ADDR" not in environment:
+            raise InputError(
+                f"srun started {tasks} tasks that do not know where to meet",
+                got="no MASTER_ADDR",
+                expected="the name of the first node in it",
+                fix='export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -1)',
+            )
+        nodes = int(environment.get("SLURM_STEP_NUM_NODES", "1"))
+        return {
+            "RANK": environment["SLURM_PROCID"],
+            "WORLD_SIZE": str(tasks),
+            "LOCAL_RANK": environment["SLURM_LOCALID"],
+            "LOCAL_SIZE": str(math.ceil(tasks / nodes)),
+            "MASTER_PORT": port,
+        }
+    if by_mpi > 1:
+        raise InputError(
+            "mpirun started processes that would each train alone",
+            got=f"{by_mpi} processes without RANK",
+            expected="RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which mpirun does not set",
+            fix="start with deepspeed --hostfile …, torchrun or srun: docs/TRAINING.md, Several nodes",
+        )
+    one = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
+    return {**one, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
 def choose_ep_size(requested: int | str, num_experts: int, ranks: int) -> int:
@@ -119,6 +160,21 @@ def first_error(error: Exception | None) -> str | None:
     messages: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(messages, None if error is None else str(error))
     return next((message for message in messages if message is not None), None)
+
+
+def decided_by_main(decide: Callable[[], T], ranks: Ranks) -> T:
+    """What `decide` gives on rank 0, or its InputError, on every rank; a collective call."""
+    found: list[Any] = [None, None]
+    if ranks.is_main:
+        try:
+            found[0] = decide()
+        except InputError as error:
+            found[1] = str(error)
+    dist.broadcast_object_list(found)
+    decision, fault = found
+    if fault is not None:
+        raise InputError(fault)
+    return decision
 
 
 def _leave_collectives_to_gloo() -> None:

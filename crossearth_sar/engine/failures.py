@@ -3,7 +3,8 @@
 A rank with an error of its own leaves its words in the run's folder and ends. The others meet a broken
 connection in their next collective call, look for those words, and end with them; for a rank that was
 killed without a word they look whether its process is still there. So a job ends at once and says why; the
-launcher ends what is left.
+launcher ends what is left. A collective call also fails for this rank's own reasons, memory for NCCL, say:
+when nobody else has a word, the error is told whole.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def explain(error: BaseException, output: Path, rank: int, peers: list[Peer], st
     """
     if _is_lost_connection(error):
         others = _others_words(output, rank, peers)
-        return f"rank {rank} lost its peers at step {step}: {others or str(error).splitlines()[0]}"
+        if others:
+            return f"rank {rank} lost its peers at step {step}: {others}"
     words = f"rank {rank} failed at step {step}: {type(error).__name__}: {error}"
     try:
         output.mkdir(parents=True, exist_ok=True)

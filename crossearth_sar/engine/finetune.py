@@ -22,25 +22,33 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from crossearth_sar.config import merge, require, to_mapping, write_yaml
-from crossearth_sar.data.domain import Domain, DomainConfig, open_domain
+from crossearth_sar.data.domain import (
+    Domain,
+    DomainConfig,
+    open_domain,
+    require_held_out,
+    require_labels,
+    require_same_classes,
+)
 from crossearth_sar.data.sample import Sample
-from crossearth_sar.data.stream import ShardedDraws, TrainStream
+from crossearth_sar.data.stream import ShardedDraws, TrainStream, join_samples
 from crossearth_sar.data.transforms import AugmentConfig, TrainTransform, center_crop_or_pad
 from crossearth_sar.engine.config import OptimConfig, RunConfig
 from crossearth_sar.engine.distributed import Ranks
 from crossearth_sar.engine.finetune_checkpoint import load_trained, save_trained
 from crossearth_sar.engine.log import CsvLog, TensorBoard
-from crossearth_sar.engine.loop import StopRequest, Trainer
+from crossearth_sar.engine.loop import Trainer
 from crossearth_sar.engine.nonfinite import NonFiniteError, all_finite, first_nonfinite_layer
 from crossearth_sar.engine.optim import learning_rate, make_optimizer
 from crossearth_sar.engine.results import write_results
 from crossearth_sar.engine.resume import find_checkpoint
+from crossearth_sar.engine.stopping import StopRequest, leave_stopping_to_training
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.evaluate import Evaluation, evaluate
 from crossearth_sar.model import CrossEarthSAR, ModelOutput
 from crossearth_sar.peft import EarthAdapterConfig, attach_earth_adapter, freeze_backbone
 from crossearth_sar.presets import ModelConfig, model_preset
-from crossearth_sar.pretrained import load_backbone
+from crossearth_sar.pretrained import load_backbone, named_weights
 
 Mode = Literal["frozen", "earth_adapter", "full"]
 
@@ -50,7 +58,8 @@ class FinetuneConfig:
     """One fine-tuning run.
 
     mode: "frozen" trains the decoder, "earth_adapter" also an adapter on the frozen backbone, "full" all.
-    weights: of the backbone, see `pretrained.load_backbone`; none leaves it as initialised.
+    weights: of the backbone, see `pretrained.load_backbone`. Without, it is as initialised, which only mode
+        "full" takes; "random" says so of a frozen one.
     expert_noise: for dense weights in a sparse model.
     adapter: of mode "earth_adapter".
     augment: null takes images as they are, cut or padded about their centre to the crop.
@@ -154,12 +163,15 @@ class FineTuner:
         self.device = device or torch.device("cuda" if on_gpu else "cpu")
         self.ranks = Ranks(0, 1, self.device)
         self.output = Path(config.output)
+        self.weights = _checked_weights(config)
         self.train_domain = open_domain(config.train, config.data_root)
         self.validation = open_domain(config.validation, config.data_root)
         self.unseen = [open_domain(domain, config.data_root) for domain in config.unseen]
         self.classes = self.train_domain.classes
-        for domain in (self.validation, *self.unseen):
-            _require_classes(domain, self.train_domain)
+        others = [self.validation, *self.unseen]
+        require_same_classes([self.train_domain, *others])
+        require_held_out(self.train_domain, others)
+        require_labels(self.train_domain)
         self.model_config = _model_config(config, len(self.classes))
         self.step = 0
         self._cache: dict[int, tuple[list[Tensor], Tensor]] = {}
@@ -169,8 +181,9 @@ class FineTuner:
         config = self.config
         torch.manual_seed(config.seed)
         self.model = CrossEarthSAR(self.model_config)
-        if config.weights is not None:
-            load_backbone(self.model, config.weights, expert_noise=config.expert_noise, seed=config.seed)
+        self.model.name_classes(self.classes.names, self.classes.palette)
+        if self.weights is not None:
+            load_backbone(self.model, self.weights, expert_noise=config.expert_noise, seed=config.seed)
         if config.mode == "earth_adapter":
             attach_earth_adapter(self.model, config.adapter)
         elif config.mode == "frozen":
@@ -261,6 +274,11 @@ class FineTuner:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         limit = config.optim.clip_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(trained, limit)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):  # stepped, it would be in every weight
+            raise NonFiniteError(
+                f"step {self.step}: loss {loss.item():.4g}, gradient norm {float(norm):.4g}: not finite; the "
+                "weights are as before this step"
+            )
         self.optimizer.step()
         return {
             "step": self.step,
@@ -311,9 +329,11 @@ class FineTuner:
         yield from DataLoader(
             stream,
             batch_sampler=draws,
+            collate_fn=join_samples,
             num_workers=config.workers,
             persistent_workers=config.workers > 0,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_stopping_to_training,
         )
 
     def _cached_batch(self, stream: TrainStream, draws: list[int]) -> dict[str, Any]:
@@ -368,6 +388,18 @@ class _Centre(TrainTransform):
         return center_crop_or_pad(sample, self.config.crop_size)
 
 
+def _checked_weights(config: FinetuneConfig) -> str | None:
+    """The path of the backbone's weights, None to leave it as initialised."""
+    if config.weights is None and config.mode != "full":
+        raise InputError(
+            f"mode {config.mode!r} freezes the backbone, and there are no weights for it",
+            got="weights null",
+            expected="a path: DINOv2's official file, a folder of transformers, or a model folder",
+            fix="--set weights=BACKBONE; mode=full trains all; weights=random freezes it as initialised",
+        )
+    return named_weights(config.weights)
+
+
 def _model_config(config: FinetuneConfig, num_classes: int) -> ModelConfig:
     for key in ("num_classes", "adapter"):
         if key in config.model:
@@ -384,13 +416,3 @@ def _model_config(config: FinetuneConfig, num_classes: int) -> ModelConfig:
             fix=f"--set augment.crop_size={model.crop_size}",
         )
     return model
-
-
-def _require_classes(domain: Domain, first: Domain) -> None:
-    if domain.classes.names != first.classes.names:
-        raise InputError(
-            f"domain {domain.name!r} has other classes than {first.name!r}",
-            got=", ".join(domain.classes.names),
-            expected=", ".join(first.classes.names),
-            fix="give every domain the same classes; map what one lacks to ignore",
-        )

@@ -17,6 +17,13 @@ from crossearth_sar.presets import ModelConfig, model_preset
 BUCKET_ELEMENTS = 50_000_000
 """Gradients and parameters travel in buckets of this size; DeepSpeed's default is ten times that."""
 
+LIVE_ELEMENTS = 2 * BUCKET_ELEMENTS
+"""ZeRO 3 fetches ahead, and keeps what is needed again soon, while no more parameters than these are whole:
+two MoE layers of the L preset. DeepSpeed's default, 1e9, holds all of a smaller model on every rank."""
+
+PERSISTENT_ELEMENTS = 100_000
+"""ZeRO 3 keeps parameters up to this size whole on every rank, as DeepSpeed does by default."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -85,6 +92,10 @@ def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
         "reduce_bucket_size": BUCKET_ELEMENTS,
         "allgather_bucket_size": BUCKET_ELEMENTS,
     }
+    if parallel.zero_stage == 3:
+        zero["stage3_max_live_parameters"] = LIVE_ELEMENTS
+        zero["stage3_max_reuse_distance"] = LIVE_ELEMENTS
+        zero["stage3_param_persistence_threshold"] = PERSISTENT_ELEMENTS
     for key, device in (
         ("offload_optimizer", parallel.offload_optimizer),
         ("offload_param", parallel.offload_parameters),

@@ -20,26 +20,34 @@ class CsvLog:
         if resume_step == 0:
             path.unlink(missing_ok=True)
         elif path.exists():
-            kept = [row for row in read_csv(path) if int(row["step"]) < resume_step]
-            self.path = path.with_name(f".{path.name}")  # a kill in here leaves the log as it was
-            self.path.unlink(missing_ok=True)
-            self.path.touch()
-            for row in kept:
-                self.append(row)
-            self.path = self.path.replace(path)
+            self._rewrite([row for row in read_csv(path) if int(row["step"]) < resume_step])
 
     def append(self, row: Row) -> None:
-        """Writes one row, whole, and flushes it; the first row's keys are the columns."""
-        fresh = not self._columns
-        if fresh:
-            self._columns = list(row)
+        """Writes one row, whole, and flushes it; the first row's keys are the columns. A key that is new, as
+        `mfu` is where a run goes on on a GPU, becomes a column that is empty in the rows before."""
+        new = [key for key in row if key not in self._columns]
+        if new and self._columns:
+            self._columns += new
+            self._rewrite(read_csv(self.path))
+        self._columns = self._columns or new
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, self._columns)
-        if fresh:
+        if not self.path.exists() or not self.path.stat().st_size:
             writer.writeheader()
         writer.writerow(row)
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(buffer.getvalue())
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        """The file with these rows alone; a kill in here leaves it as it was."""
+        path, columns = self.path, self._columns
+        self.path, self._columns = path.with_name(f".{path.name}"), []
+        self.path.unlink(missing_ok=True)
+        self.path.touch()
+        for row in rows:
+            self.append({**row, **{key: "" for key in columns if key not in row}})
+        self.path = self.path.replace(path)
+        self._columns = self._columns or columns
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

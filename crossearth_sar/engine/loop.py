@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,41 +22,40 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from crossearth_sar.config import to_mapping, write_yaml
-from crossearth_sar.data.domain import Domain, open_domain
-from crossearth_sar.data.stream import ShardedDraws, TrainStream
+from crossearth_sar.data.domain import (
+    Domain,
+    open_domain,
+    require_held_out,
+    require_labels,
+    require_same_classes,
+)
+from crossearth_sar.data.stream import ShardedDraws, TrainStream, join_samples
 from crossearth_sar.data.transforms import TrainTransform
 from crossearth_sar.engine.batch_loss import part_weights, split_into_parts, weigh, with_global_shares
-from crossearth_sar.engine.checkpoint import SaveError, load_checkpoint, save_checkpoint
+from crossearth_sar.engine.checkpoint import SaveError, list_checkpoints, load_checkpoint, save_checkpoint
 from crossearth_sar.engine.config import RunConfig
-from crossearth_sar.engine.distributed import Ranks, any_rank, mean_over_ranks, sum_over_ranks
+from crossearth_sar.engine.distributed import (
+    Ranks,
+    any_rank,
+    decided_by_main,
+    mean_over_ranks,
+    sum_over_ranks,
+)
 from crossearth_sar.engine.layout import check_machine, deepspeed_config, plan_layout, run_model_config
 from crossearth_sar.engine.log import CsvLog, TensorBoard
 from crossearth_sar.engine.nonfinite import NonFiniteError, first_nonfinite_layer, gather_findings
 from crossearth_sar.engine.optim import learning_rate, make_optimizer
-from crossearth_sar.engine.optimizer_state import gather_weights
+from crossearth_sar.engine.optimizer_state import copy_masters
 from crossearth_sar.engine.resume import best_of, find_checkpoint, go_on_words
+from crossearth_sar.engine.stopping import StopRequest, leave_stopping_to_training
 from crossearth_sar.engine.throughput import Meter, balance_columns, peak_tflops
 from crossearth_sar.engine.zero3 import after_engine, before_engine
-from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.evaluate import Evaluation, evaluate
 from crossearth_sar.model import CrossEarthSAR, LossTerms
+from crossearth_sar.pretrained import load_backbone, named_weights
 
-
-class StopRequest:
-    """Remembers Ctrl-C or a termination signal, so that the step in progress ends and is saved."""
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, self._remember) for number in numbers}
-
-    def restore(self) -> None:
-        """Lets the signals end the process again, as they did before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+FAILED_SAVES = 3
+"""In a row end a run: what goes on unsaved for longer is lost at the next fault."""
 
 
 class Trainer:
@@ -82,14 +79,19 @@ class Trainer:
             on_gpu=ranks.device.type == "cuda",
         )
         check_machine(config)
+        if not list_checkpoints(self.checkpoints):  # a run that goes on has its own weights
+            named_weights(config.weights)
         self.micro_batch, self.ep_size = self.layout.micro_batch, self.layout.ep_size
         self.train_domain = open_domain(config.train, config.data_root)
         self.validation = open_domain(config.validation, config.data_root)
         self.unseen = [open_domain(domain, config.data_root) for domain in config.unseen]
-        _check_same_classes([self.train_domain, self.validation, *self.unseen])
+        others = [self.validation, *self.unseen]
+        require_same_classes([self.train_domain, *others])
+        require_held_out(self.train_domain, others)
+        require_labels(self.train_domain)
         self.classes = self.train_domain.classes
         self.model_config = run_model_config(config, num_classes=len(self.classes))
-        self.step, self.skipped_in_a_row = 0, 0
+        self.step, self.skipped_in_a_row, self.failed_saves = 0, 0, 0
         self.best: dict[str, float] | None = None
 
     @property
@@ -101,14 +103,20 @@ class Trainer:
 
         "auto" takes the newest complete checkpoint of the output folder, or none if there is none.
         """
+        checkpoint = decided_by_main(lambda: find_checkpoint(self.config, resume, self.say), self.ranks)
         torch.manual_seed(self.config.seed)
         model = CrossEarthSAR(self.model_config)
+        model.name_classes(self.classes.names, self.classes.palette)
+        weights = named_weights(self.config.weights) if checkpoint is None else None
+        if weights is not None:  # of all experts on every rank; the engine's slices are taken of them
+            noise = self.config.expert_noise
+            load_backbone(model, weights, expert_noise=noise, seed=self.config.seed)
         model.backbone.activation_checkpointing = self.config.parallel.activation_checkpointing
         # Validation runs on a plain copy with all experts: no collective, so ranks may differ in their work,
         # and what is measured is what is saved.
         self.replica = CrossEarthSAR(self.model_config).to(self.ranks.device).eval()
+        self.replica.name_classes(self.classes.names, self.classes.palette)
         self.engine = self._build_engine(model)
-        checkpoint = find_checkpoint(self.config, resume, self.say)
         if checkpoint is not None:
             state = load_checkpoint(checkpoint, self.engine, self.ranks)
             self.step, self.best = int(state["step"]), best_of(state, checkpoint.parent)
@@ -131,8 +139,8 @@ class Trainer:
 
         Raises:
             NonFiniteError: on all ranks, for NaN or infinity, as config.nonfinite says.
-            SaveError: on all ranks, when the last save or that after a signal fails; an earlier one is
-                reported, and training goes on.
+            SaveError: on all ranks, when the last save or that after a signal fails, or FAILED_SAVES in a
+                row; otherwise it is reported, and training goes on.
         """
         config, stop = self.config, StopRequest()
         bar = tqdm(
@@ -160,6 +168,8 @@ class Trainer:
         finally:
             bar.close()
             stop.restore()
+            if self.ranks.is_main:
+                self.tensorboard.close()  # whatever ends the run: its last events reach the disk
         if self.step < config.steps:
             self.say(
                 f"stopped by {stop.received or 'a signal to another rank'} after step {self.step} of "
@@ -169,8 +179,8 @@ class Trainer:
         return True
 
     def evaluate(self, domain: Domain, max_samples: int | None = None) -> Evaluation:
-        """The current weights on up to `max_samples` evenly spaced samples; a collective call."""
-        self.replica.load_state_dict(gather_weights(self.engine))
+        """The current masters on up to `max_samples` evenly spaced samples; a collective call."""
+        copy_masters(self.engine, self.replica)
         count = min(len(domain), max_samples or len(domain))
         chosen = [i * len(domain) // count for i in range(count)]
         result = evaluate(self.replica, domain, chosen[self.ranks.rank :: self.ranks.size])
@@ -210,11 +220,12 @@ class Trainer:
         yield from DataLoader(
             stream,
             batch_sampler=draws,
+            collate_fn=join_samples,
             num_workers=workers,
             prefetch_factor=self.config.prefetch if workers else None,
             persistent_workers=workers > 0,
             pin_memory=self.ranks.device.type == "cuda",
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=leave_stopping_to_training,
         )
 
     def _train_step(self, batch: dict[str, Any]) -> dict[str, float]:
@@ -334,10 +345,12 @@ class Trainer:
         state = {"step": self.step, "best": best, **layout, "run": to_mapping(self.config)}
         try:
             save_checkpoint(self.checkpoints, self.engine, self.ranks, state, self.config.keep_checkpoints)
-            self.best = best
+            self.best, self.failed_saves = best, 0
         except SaveError as error:
-            if must_succeed:
-                raise SaveError(f"{error}\n  to do: make room, then {go_on_words(self.config)}") from error
+            self.failed_saves += 1
+            if must_succeed or self.failed_saves == FAILED_SAVES:
+                words = f"{error}\n  {self.failed_saves} failed in a row" if self.failed_saves > 1 else error
+                raise SaveError(f"{words}\n  to do: make room, then {go_on_words(self.config)}") from error
             self.say(f"{error}; training goes on, earlier checkpoints are untouched")
 
     def say(self, text: str) -> None:
@@ -377,20 +390,3 @@ def _gradient_norm(model: CrossEarthSAR) -> float:
     """Of whole gradients, each rank's equal."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))
-
-
-def _check_same_classes(domains: list[Domain]) -> None:
-    first = domains[0]
-    for other in domains[1:]:
-        if other.classes.names != first.classes.names:
-            raise InputError(
-                f"domain {other.name!r} has other classes than {first.name!r}",
-                got=", ".join(other.classes.names),
-                expected=", ".join(first.classes.names),
-                fix="give every domain the same classes; map what one lacks to ignore",
-            )
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Loader workers leave Ctrl-C to the training process, which ends its step first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from crossearth_sar.engine.layout import BUCKET_ELEMENTS
+from crossearth_sar.engine.layout import BUCKET_ELEMENTS, LIVE_ELEMENTS, PERSISTENT_ELEMENTS
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.moe.experts import StackedExperts
+from crossearth_sar.moe.layer import PhysicsGuidedMoE
 from crossearth_sar.presets import ModelConfig
 
 FP32, BF16 = 4, 2
@@ -27,12 +28,17 @@ FP32, BF16 = 4, 2
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """Parameters of a model by place. active_experts: of the K experts a layer that a token meets."""
+    """Parameters of a model by place. active_experts: of the K experts a layer that a token meets.
+
+    largest_module: those that ZeRO 3 makes whole in one go. persistent: those it never divides.
+    """
 
     experts: int
     active_experts: int
     backbone_rest: int
     decoder: int
+    largest_module: int
+    persistent: int
 
     @property
     def total(self) -> int:
@@ -65,6 +71,11 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
         active_experts=active,
         backbone_rest=_size(model.backbone) - experts,
         decoder=_size(model) - _size(model.backbone),
+        largest_module=max(
+            sum(p.numel() for p in module.parameters(recurse=isinstance(module, PhysicsGuidedMoE)))
+            for module in model.modules()
+        ),
+        persistent=sum(p.numel() for p in model.parameters() if p.numel() <= PERSISTENT_ELEMENTS),
     )
 
 
@@ -72,9 +83,10 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 class StateBytes:
     """Bytes of one rank that do not depend on the images.
 
-    optimizer: fp32 masters (with ZeRO or bf16) and AdamW's two moments. host: those of the three that
-    offloading keeps in the host's memory. buckets: ZeRO's communication buffers. replica: the whole model in
-    fp32, which validation runs and which is filled from all ranks before it.
+    weights: with ZeRO 3, this rank's partition and beside it the most that is whole at a time. optimizer:
+    fp32 masters (with ZeRO or bf16) and AdamW's two moments. host: what offloading keeps in the host's
+    memory. buckets: ZeRO's communication buffers. replica: the whole model in fp32, which validation runs and
+    which is filled from all ranks before it.
     """
 
     weights: float
@@ -101,24 +113,31 @@ def state_bytes(
     """What weights, gradients and optimizer take on one rank.
 
     Shared parameters are partitioned over all ranks, a slice of experts over the ranks / ep_size that hold
-    the same slice: both come to their number divided by the ranks.
+    the same slice: both come to their number divided by the ranks. Not counted: with offloading and several
+    passes a step, stages 1 and 2 keep one more copy of the gradients' partition on the host.
     """
     element = BF16 if bf16 else FP32
     held = count.shared + count.experts / ep_size
     partition = count.total / ranks
-    weights = element * (partition if zero_stage == 3 else held)
+    whole = min(count.total, LIVE_ELEMENTS + count.largest_module + count.persistent)
+    weights = element * (partition + whole if zero_stage == 3 else held)
     gradients = element * (partition if zero_stage >= 2 else held)
     masters = FP32 if zero_stage or bf16 else 0
-    optimizer = (masters + 2 * FP32) * (partition if zero_stage else held)
+    optimizer, host = (masters + 2 * FP32) * (partition if zero_stage else held), 0.0
+    if offload_optimizer:
+        # Beside the three, the fp32 gradient, and a partition in the weights' type: of the weights, on their
+        # way to the device, or with ZeRO 3 of the gradients, which add up there.
+        optimizer, host = 0.0, optimizer + (FP32 + element) * partition
+        gradients = 0.0 if zero_stage >= 2 else gradients
     largest = min(held, BUCKET_ELEMENTS)
     buckets = element * largest * (2 if zero_stage >= 2 else 1) if zero_stage and ranks > 1 else 0.0
     return StateBytes(
         weights=weights,
         gradients=gradients,
-        optimizer=0.0 if offload_optimizer else optimizer,
+        optimizer=optimizer,
         buckets=buckets,
         replica=FP32 * count.total,
-        host=optimizer if offload_optimizer else 0.0,
+        host=host,
     )
 
 

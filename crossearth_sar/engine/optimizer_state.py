@@ -201,9 +201,18 @@ def gather_masters(engine: Any, optimizer: OptimizerState) -> Iterator[tuple[str
             import deepspeed
 
             with deepspeed.zero.GatheredParameters([parameters[name]]):
-                yield name, parameters[name].detach().clone()
+                yield name, parameters[name].detach().float().clone()
         else:
-            yield name, experts[name].gather(value) if name in experts else value
+            whole = experts[name].gather(value) if name in experts else value
+            yield name, whole.float() if whole.is_floating_point() else whole
+
+
+@torch.no_grad()
+def copy_masters(engine: Any, model: nn.Module) -> None:
+    """Makes a plain `model` with all experts what a checkpoint of the engine now would hold; collective."""
+    own = model.state_dict()
+    for name, value in gather_masters(engine, OptimizerState(engine)):
+        own[name].copy_(value)
 
 
 @torch.no_grad()

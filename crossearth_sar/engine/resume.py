@@ -33,6 +33,7 @@ def find_checkpoint(config: RunConfig, resume: str | None, say: Callable[[str], 
             )
         return None
     if resume != "auto":
+        _note_later(Path(resume), existing, say)
         return Path(resume)
     if not existing:
         say(f"no complete checkpoint below {output}: starting from step 0")
@@ -55,6 +56,14 @@ def go_on_words(config: RunConfig) -> str:
     if not existing:
         return "start again; nothing is saved yet"
     return f"the same command with --resume auto goes on from {existing[-1].name}"
+
+
+def _note_later(chosen: Path, existing: list[Path], say: Callable[[str], None]) -> None:
+    here = [path for path in existing if path.resolve() == chosen.resolve()]
+    later = existing[existing.index(here[0]) + 1 :] if here else []
+    if later:
+        names = ", ".join(path.name for path in later)
+        say(f"note: {names} are of later steps; the next save removes them. To keep them, set another output")
 
 
 def _note_changes(before: dict[str, Any], config: RunConfig, say: Callable[[str], None]) -> None:

@@ -1,9 +1,9 @@
 """A run that is killed again and again: a process that has imported everything forks the runs and kills them.
 
-    python tests/engine/kills.py FOLDER STEPS KILLS SEED
+    python tests/engine/kills.py FOLDER STEPS KILLS SEED RANKS
 
-Prints what it did; exit status 1 and the reason when a resume failed or the losses are not those of a run
-that nobody disturbed.
+Of several ranks one is killed; the others lose their connection to it and fail. Prints what it did; exit
+status 1 and the reason when a resume failed or the losses are not those of a run that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from crossearth_sar.engine.loop import Trainer  # noqa: F401 - as above
 SAVE_EVERY = 2
 
 
-def main(folder: Path, steps: int, kills: int, seed: int) -> None:
+def main(folder: Path, steps: int, kills: int, seed: int, ranks: int) -> None:
     chance = random.Random(seed)
     often = {"steps": steps, "save_every": SAVE_EVERY, "validate_every": 5, "keep_checkpoints": 2}
-    assert wait(start(micro_run(folder / "whole", **often), folder / "whole.txt", None)) == 0, (
-        "undisturbed run"
-    )
+    whole_run = start(micro_run(folder / "whole", **often), folder / "whole", None, ranks)
+    assert wait(whole_run) == [0] * ranks, "undisturbed run"
     config = micro_run(folder / "killed", **often)
     trap_at = {0: "save", 1: "prune"}  # the first two kills; the others come from outside, at random
     for number in range(kills):
         before = progress(folder / "killed")
-        child = start(config, folder / f"kill{number}.txt", trap_at.get(number))
+        children = start(config, folder / f"kill{number}", trap_at.get(number), ranks)
         if number in trap_at:
-            status = wait(child)
-            assert status == -signal.SIGKILL, f"the {trap_at[number]} trap did not spring: {status}"
+            status = wait(children)
+            assert -signal.SIGKILL in status, f"the {trap_at[number]} trap did not spring: {status}"
         else:
-            strike(child, folder / "killed", before[0] + chance.randint(0, 4), chance.uniform(0, 0.5))
+            at_step, delay = before[0] + chance.randint(0, 4), chance.uniform(0, 0.5)
+            strike(children, chance.randrange(ranks), folder / "killed", at_step, delay)
         done, saved = progress(folder / "killed")
         print(
             f"kill {number}: {trap_at.get(number, 'anywhere')}, {done} steps done, {saved} saved", flush=True
@@ -55,7 +55,7 @@ def main(folder: Path, steps: int, kills: int, seed: int) -> None:
         assert saved >= before[1], "a checkpoint was lost"
         if done == steps:
             break
-    assert wait(start(config, folder / "last.txt", None)) == 0, (folder / "last.txt").read_text()[-2000:]
+    assert wait(start(config, folder / "last", None, ranks)) == [0] * ranks, said(folder / "last")
     whole, killed = (losses(folder / name) for name in ("whole", "killed"))
     assert whole == killed, f"another run: {whole} {killed}"
     assert len(whole) == steps
@@ -63,23 +63,30 @@ def main(folder: Path, steps: int, kills: int, seed: int) -> None:
     assert not any(name.startswith(".writing") for name in left), left
 
 
-def start(config: Any, output: Path, trap: str | None) -> int:
-    """A run in a process of its own, resumed where it was; its number."""
+def start(config: Any, output: Path, trap: str | None, ranks: int) -> list[int]:
+    """A run in processes of its own, resumed where it was; their numbers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
+    return [start_rank(config, output, trap, (rank, ranks, port)) for rank in range(ranks)]
+
+
+def start_rank(config: Any, output: Path, trap: str | None, place: tuple[int, int, int]) -> int:
     child = os.fork()
     if child:
         return child
-    status = 1
+    status, (rank, ranks, port) = 1, place
     try:
         os.environ["MASTER_PORT"] = str(port)
-        file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        if ranks > 1:
+            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR")
+            os.environ.update(zip(names, map(str, (rank, ranks, rank, ranks, "127.0.0.1")), strict=True))
+        file = os.open(output.with_suffix(f".rank{rank}.txt"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
         torch.manual_seed(0)
-        if trap:
-            set_trap(trap)
+        if trap and rank == {"save": ranks - 1, "prune": 0}[trap]:
+            set_trap(trap, ranks)
         begin(config, "auto").fit()
         status = 0
     finally:
@@ -91,19 +98,23 @@ def start(config: Any, output: Path, trap: str | None) -> int:
         os._exit(status)
 
 
-def set_trap(kind: str) -> None:
-    """The process kills itself in its second save, with the files half there; or while it removes the old."""
+def set_trap(kind: str, ranks: int) -> None:
+    """The process kills itself in its second save, with the files half there; or while it removes the old.
+
+    Of several ranks only the first saves the model; another has its part of the optimizer to write.
+    """
     if kind == "save":
         calls = []
-        save_model = checkpoint.save_model
+        name = "save_model" if ranks == 1 else "save_file"
+        write = getattr(checkpoint, name)
 
         def half(*arguments: Any, **options: Any) -> None:
             calls.append(1)
             if len(calls) == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-            save_model(*arguments, **options)
+            write(*arguments, **options)
 
-        checkpoint.save_model = half
+        setattr(checkpoint, name, half)
     else:
 
         def removing(path: Path, **options: Any) -> None:
@@ -115,20 +126,24 @@ def set_trap(kind: str) -> None:
         checkpoint.shutil.rmtree = removing  # type: ignore[assignment]
 
 
-def strike(child: int, output: Path, at_step: int, delay: float) -> None:
-    """Kills the run some time after it has done `at_step` steps, unless it ends before."""
+def strike(children: list[int], victim: int, output: Path, at_step: int, delay: float) -> None:
+    """Kills a rank some time after the run has done `at_step` steps, unless it ends before."""
     end = time.monotonic() + 120
     while progress(output)[0] < at_step and time.monotonic() < end:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return
+        if os.waitid(os.P_PID, children[victim], os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
         time.sleep(0.01)
     time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    wait(child)
+    os.kill(children[victim], signal.SIGKILL)  # not waited for yet, so its number is still its own
+    wait(children)
 
 
-def wait(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def wait(children: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def said(output: Path) -> str:
+    return "\n".join(path.read_text()[-2000:] for path in output.parent.glob(f"{output.name}.rank*.txt"))
 
 
 def progress(output: Path) -> tuple[int, int]:
@@ -145,4 +160,4 @@ def losses(output: Path) -> list[tuple[str, str, str]]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:6]))

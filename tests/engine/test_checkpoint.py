@@ -15,10 +15,12 @@ import torch
 from ranks import RankPool, begin, micro_run, shared_pool
 from safetensors.torch import load_file
 
+from crossearth_sar.engine import checkpoint as saving
 from crossearth_sar.engine.checkpoint import SaveError, list_checkpoints, load_checkpoint, read_state
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.log import read_csv
 from crossearth_sar.engine.optimizer_state import MOMENTS, OptimizerState, gather_weights
+from crossearth_sar.engine.resume import find_checkpoint
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import load_model
 
@@ -378,9 +380,7 @@ class FullDisk:
         self.part = part
 
     def __enter__(self) -> None:
-        from crossearth_sar.engine import checkpoint
-
-        self.save_file = checkpoint.save_file
+        self.save_file = saving.save_file
 
         def failing(tensors: Any, path: Path) -> None:
             if self.part in str(path):
@@ -388,12 +388,10 @@ class FullDisk:
                 raise OSError(errno.ENOSPC, "No space left on device")
             self.save_file(tensors, path)
 
-        checkpoint.save_file = failing
+        saving.save_file = failing
 
     def __exit__(self, *reason: object) -> None:
-        from crossearth_sar.engine import checkpoint
-
-        checkpoint.save_file = self.save_file
+        saving.save_file = self.save_file
 
 
 def fit_on_a_full_disk(config: RunConfig, part: str) -> str:
@@ -419,6 +417,74 @@ def test_a_full_disk_loses_nothing(two_ranks: RankPool, tmp_path: Path) -> None:
         assert "--resume auto goes on from step-000004" in said
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000004"]
     assert [again["first"] for again in two_ranks(fit, micro_run(output, **often), "auto")] == [4, 4]
+
+
+def fit_and_listen(config: RunConfig, part: str) -> tuple[str, int]:
+    trainer = begin(config)
+    with FullDisk(part):
+        try:
+            trainer.fit()
+        except SaveError as error:
+            return str(error), trainer.step
+    return "saved", trainer.step
+
+
+def test_three_failed_saves_in_a_row_end_the_run(one_rank: RankPool, tmp_path: Path) -> None:
+    config = micro_run(tmp_path / "run", steps=5, save_every=1)
+    ((said, step),) = one_rank(fit_and_listen, config, "step-00000")
+    assert step == 3
+    assert "step-000003 could not be written" in said
+    assert "3 failed in a row" in said
+
+
+def test_what_cannot_be_removed_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The save itself has succeeded by then."""
+    for step in (1, 2):
+        complete(tmp_path / f"step-00000{step}")
+
+    def refusing(path: Path, **options: Any) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(saving.shutil, "rmtree", refusing)
+    saving.tidy_up(tmp_path, tmp_path / "step-000002", 1, None)
+    assert "step-000002 is saved" in caplog.text
+    assert "resource busy" in caplog.text
+    assert list_checkpoints(tmp_path) == [tmp_path / "step-000002"]
+
+
+def test_an_earlier_save_of_the_same_step_never_stands_half_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, temporary = tmp_path / "step-000002", tmp_path / ".writing-step-000002"
+    complete(final)
+    complete(temporary)
+    (final / "old").touch()
+    monkeypatch.setattr(saving.shutil, "rmtree", lambda *a, **o: pytest.fail("removed in its place"))
+    saving.put_in_place(temporary, final)
+    monkeypatch.undo()
+    assert list_checkpoints(tmp_path) == [final]
+    assert not (final / "old").exists()
+    saving.tidy_up(tmp_path, final, 1, None)
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def complete(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "state.json").write_text("{}")
+
+
+def test_going_back_names_what_the_next_save_removes(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        complete(tmp_path / "checkpoints" / f"step-00000{step}")
+    said: list[str] = []
+    config = micro_run(tmp_path)
+    find_checkpoint(config, str(tmp_path / "checkpoints" / "step-000003"), said.append)
+    assert said == []
+    find_checkpoint(config, str(tmp_path / "checkpoints" / "step-000001"), said.append)
+    assert "step-000002, step-000003 are of later steps" in said[0]
 
 
 def test_auto_without_a_checkpoint_starts_anew(one_rank: RankPool, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from ranks import RankPool, shared_pool
 from crossearth_sar.engine.distributed import (
     any_rank,
     choose_ep_size,
+    decided_by_main,
     first_error,
     mean_over_ranks,
+    place_among_ranks,
     start_ranks,
     sum_over_ranks,
 )
@@ -70,6 +72,58 @@ def test_start_ranks(two_ranks: RankPool) -> None:
 def test_start_ranks_without_a_launcher() -> None:
     pytest.importorskip("deepspeed")
     assert shared_pool(1)(who_am_i)[0]["ranks"] == (0, 1, "cpu", True)
+
+
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_PROCID": "11",
+    "SLURM_LOCALID": "3",
+}
+
+
+def test_srun_tells_the_place() -> None:
+    told = place_among_ranks({**SRUN, "MASTER_ADDR": "node1", "MASTER_PORT": "29600"})
+    place = {"RANK": "11", "WORLD_SIZE": "16", "LOCAL_RANK": "3", "LOCAL_SIZE": "8", "MASTER_PORT": "29600"}
+    assert told == place
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (SRUN, r"16 tasks that do not know where to meet[\s\S]*export MASTER_ADDR="),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, r"4 processes without RANK[\s\S]*torchrun or srun"),
+        ({"PMI_SIZE": "2", "SLURM_STEP_NUM_TASKS": "1"}, "2 processes without RANK"),
+    ],
+    ids=["srun", "mpirun", "another mpirun"],
+)
+def test_several_processes_never_train_alone(environment: dict[str, str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        place_among_ranks(environment)
+
+
+def test_one_process_of_a_slurm_job_is_alone() -> None:
+    """As in a batch script: the job has more tasks, this step has not."""
+    for environment in ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, {**SRUN, "SLURM_STEP_NUM_TASKS": "1"}):
+        assert place_among_ranks(environment)["WORLD_SIZE"] == "1"
+
+
+def refuse() -> None:
+    raise InputError("no", fix="yes")
+
+
+def decisions() -> list[Any]:
+    ranks = start_ranks()
+    heard: list[Any] = [decided_by_main(lambda: f"rank {ranks.rank} says", ranks)]
+    try:
+        decided_by_main(refuse, ranks)
+    except InputError as error:
+        heard.append(str(error))
+    return heard
+
+
+def test_the_main_rank_decides_for_all(two_ranks: RankPool) -> None:
+    assert two_ranks(decisions) == [["rank 0 says", "no\n  to do: yes"]] * 2
 
 
 def conversation() -> dict[str, Any]:

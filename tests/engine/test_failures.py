@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from crossearth_sar.engine import failures
 from crossearth_sar.engine.failures import Peer, explain, remove_old_words
@@ -49,6 +50,21 @@ def test_without_a_reason_the_connection_is_named(tmp_path: Path, monkeypatch: p
     heard = explain(LOST, tmp_path, 0, [here(0, os.getpid()), Peer(1, "elsewhere", 1)], 3)
     assert "Connection closed by peer" in heard
     assert time.monotonic() - started < 5
+
+
+def test_an_error_of_ones_own_in_a_collective_call_is_told_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL's first line says nothing; the reason is the last."""
+    monkeypatch.setattr(failures, "WAIT_FOR_WORDS_S", 0.1)
+    error = dist.DistBackendError(
+        "NCCL error in: NCCLUtils.hpp:317\nLast error:\nCuda failure 'out of memory'"
+    )
+    heard = explain(error, tmp_path, 0, [here(0, os.getpid())], 3)
+    assert "out of memory" in heard
+    left = (tmp_path / "failure-rank0.txt").read_text(encoding="utf-8")
+    assert left.startswith("rank 0 failed at step 3: DistBackendError: NCCL error")
+    assert "out of memory" in left
 
 
 def test_a_reason_that_cannot_be_left(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from ranks import slow
 DRIVER = Path(__file__).with_name("kills.py")
 
 
-def drive(folder: Path, steps: int, kills: int, seed: int) -> str:
+def drive(folder: Path, steps: int, kills: int, seed: int, ranks: int = 1) -> str:
     pytest.importorskip("deepspeed")
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         environment.pop(name, None)
-    arguments = [sys.executable, str(DRIVER), str(folder), *map(str, (steps, kills, seed))]
+    arguments = [sys.executable, str(DRIVER), str(folder), *map(str, (steps, kills, seed, ranks))]
     done = subprocess.run(
         arguments, env=environment, capture_output=True, text=True, check=False, timeout=580
     )
@@ -28,6 +28,15 @@ def drive(folder: Path, steps: int, kills: int, seed: int) -> str:
 
 def test_three_kills(tmp_path: Path) -> None:
     said = drive(tmp_path, steps=10, kills=3, seed=1)
+    for words in ("kill 0: save", "kill 1: prune", "kill 2: anywhere"):
+        assert words in said
+
+
+@slow
+@pytest.mark.slow
+def test_kills_of_one_of_two_ranks(tmp_path: Path) -> None:
+    """The first in the second rank's own part of a save, while the other writes its."""
+    said = drive(tmp_path, steps=20, kills=6, seed=3, ranks=2)
     for words in ("kill 0: save", "kill 1: prune", "kill 2: anywhere"):
         assert words in said
 

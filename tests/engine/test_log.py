@@ -83,6 +83,20 @@ def test_a_header_cut_at_any_byte(tmp_path: Path) -> None:
         assert path.read_bytes() == whole
 
 
+def test_a_new_column_is_empty_in_the_rows_before(tmp_path: Path) -> None:
+    """As when a run goes on on a device whose peak is known, and then on one where it is not."""
+    path = tmp_path / "train.csv"
+    write(path, range(3))
+    log = CsvLog(path, resume_step=2)
+    log.append({**row(2), "mfu": 0.5})
+    log = CsvLog(path, resume_step=3)
+    log.append(row(3))
+    assert [r["mfu"] for r in read_csv(path)] == ["", "", "0.5", ""]
+    assert [{k: v for k, v in r.items() if k != "mfu"} for r in read_csv(path)] == [text(s) for s in range(4)]
+    assert path.read_text().count("step") == 1, "one header"
+    assert [p.name for p in tmp_path.iterdir()] == ["train.csv"]
+
+
 def test_a_kill_while_dropping_rows_leaves_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "train.csv"
     write(path, range(4))

@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import RankPool, begin, micro_run, shared_pool
+from safetensors.torch import load_file
 
 from crossearth_sar.engine.checkpoint import list_checkpoints
 from crossearth_sar.engine.config import RunConfig
-from crossearth_sar.engine.log import read_csv
+from crossearth_sar.engine.log import TensorBoard, read_csv
 from crossearth_sar.engine.optim import learning_rate
+from crossearth_sar.engine.results import write_results
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.evaluate import evaluate
 
@@ -75,6 +77,10 @@ def test_accumulation_makes_one_optimizer_step_of_several_passes(
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=0.35), "a mean over passes, not a sum"
 
 
+def closed(board: TensorBoard) -> bool:
+    return getattr(board._writer, "file_writer", None) is None  # also where TensorBoard is not installed
+
+
 def whole_run(config: RunConfig) -> dict[str, Any]:
     trainer = begin(config)
     finished = trainer.fit()
@@ -93,6 +99,7 @@ def whole_run(config: RunConfig) -> dict[str, Any]:
         "same tokens": torch.equal(shared.tokens_LE, alone.tokens_LE),
         "pixels": (int(shared.confusion.counts.sum()), int(at_most.confusion.counts.sum())),
         "refused": refused,
+        "events written": not trainer.ranks.is_main or closed(trainer.tensorboard),
     }
 
 
@@ -106,6 +113,7 @@ def test_a_whole_run_on_two_ranks(two_ranks: RankPool, tmp_path: Path) -> None:
         assert found["same tokens"]
         assert found["pixels"] == (5 * 64 * 64, 3 * 64 * 64)
         assert "holds a run already" in found["refused"]
+        assert found["events written"], "TensorBoard's writer is closed, so its last events are on disk"
         assert "--resume" in found["refused"]
     output = tmp_path / "run"
     rows = read_csv(output / "train.csv")
@@ -126,6 +134,27 @@ def test_a_whole_run_on_two_ranks(two_ranks: RankPool, tmp_path: Path) -> None:
     best = max(scores, key=lambda step: (scores[step], -step))
     kept = {f"step-{step:06d}" for step in (best, 4, 5)}
     assert {path.name for path in list_checkpoints(output / "checkpoints")} == kept
+
+
+def bf16_run(config: RunConfig) -> dict[str, Any]:
+    trainer = begin(config)
+    trainer.fit()
+    write_results(trainer)
+    return {name: value.numpy().copy() for name, value in trainer.replica.state_dict().items()}
+
+
+def test_what_is_scored_and_left_are_the_masters(one_rank: RankPool, tmp_path: Path) -> None:
+    """Not the rounded weights that bf16 trains with: the last model is that of the last checkpoint."""
+    output = tmp_path / "run"
+    scored = one_rank(bf16_run, micro_run(output, steps=2, precision="bf16"))
+    saved = load_file(output / "checkpoints" / "step-000002" / "model.safetensors")
+    left = load_file(output / "model" / "model.safetensors")
+    assert saved.keys() == left.keys() == scored[0].keys()
+    rounded = [name for name, value in saved.items() if torch.equal(value, value.bfloat16().float())]
+    assert len(rounded) < len(saved) / 2, "masters have more digits than bf16"
+    for name, value in saved.items():
+        assert torch.equal(left[name], value), name
+        assert all((value.numpy() == there[name]).all() for there in scored), name
 
 
 def stop_at(config: RunConfig, at_step: int, on_rank: int) -> tuple[bool, int]:

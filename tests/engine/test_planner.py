@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from ranks import begin, micro_run, shared_pool
 
 from crossearth_sar.__main__ import main
 from crossearth_sar.config import merge
-from crossearth_sar.engine.memory import activation_bytes, count_parameters, state_bytes
+from crossearth_sar.engine import layout, memory
+from crossearth_sar.engine.memory import StateBytes, activation_bytes, count_parameters, state_bytes
 from crossearth_sar.engine.planner import make_plans, parse_memory, recommend
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import CrossEarthSAR
@@ -21,46 +24,133 @@ WIDER: dict[str, Any] = {"model.vit.dim": 96, "model.vit.num_heads": 3, "train.n
 """Wide enough that padding and scalars do not count."""
 
 
-def held_bytes(output: str, changes: dict[str, Any]) -> dict[str, float]:
-    """A task of the ranks: unique bytes of weights and optimizer states, and of gradients at their most."""
-    trainer = begin(micro_run(Path(output), steps=2, **changes))
-    engine, seen = trainer.engine, {}
+def held_bytes(output: str, changes: dict[str, Any], live: int) -> dict[str, float]:
+    """A task of the ranks: unique bytes of weights and gradients at their most, and of optimizer states.
+
+    Where the optimizer is offloaded its tensors are the host's, whatever the device.
+    """
+    with at_most_live(live):
+        trainer = begin(micro_run(Path(output), steps=2, **changes))
+    engine, inside = trainer.engine, getattr(trainer.engine.optimizer, "optimizer", trainer.engine.optimizer)
     parameters = list(engine.module.parameters())
-    # ZeRO 1 holds all gradients until it reduces them; ZeRO 2 reduces while they come, bucket by bucket.
-    moment = (
-        "overlapping_partition_gradients_reduce_epilogue" if changes["parallel.zero_stage"] == 1 else "step"
-    )
+    most = {"weights": 0.0, "gradients": 0.0}
+
+    def look(*_: Any) -> None:
+        divided = [p.ds_tensor for p in parameters if hasattr(p, "ds_tensor")]
+        most["weights"] = max(most["weights"], unique_bytes([*parameters, *divided]))
+
+    for block in engine.module.backbone.blocks:  # where ZeRO 3 has fetched what is large, both ways
+        block.mlp.router.register_forward_hook(look)
+        block.mlp.experts.w1.register_post_accumulate_grad_hook(look)
+    at_reduction(engine, lambda: most.update(gradients=unique_bytes(gradients_of(engine, parameters))))
+    for batch in trainer._batches():
+        trainer._train_step(batch)
+        trainer.step += 1
+    moments = [t for state in inside.state.values() for t in state.values() if torch.is_tensor(t)]
+    states = unique_bytes([*moments, *listed(engine.optimizer, *MASTERS)])
+    if "parallel.offload_optimizer" not in changes:
+        return {**most, "optimizer": states}
+    kept = listed(engine.optimizer, *MASTERS, "param_buffer_of_bit16_for_cpu_offload_groups")
+    flat = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
+    return {**most, "host": unique_bytes([*moments, *kept, *(t.grad for t in kept), flat])}
+
+
+MASTERS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
+
+
+def listed(optimizer: Any, *names: str) -> list[torch.Tensor]:
+    return [tensor for name in names for tensor in getattr(optimizer, name, [])]
+
+
+def gradients_of(engine: Any, parameters: list[Any]) -> list[Any]:
+    averaged = getattr(engine.optimizer, "averaged_gradients", None) or {}
+    flat = [gradient for group in averaged.values() for gradient in (group or [])]
+    if hasattr(engine.optimizer, "grad_partitions_flat_buffer"):  # ZeRO 3, whose others are views of it
+        flat = [] if engine.zero_cpu_offload() else [engine.optimizer.grad_partitions_flat_buffer]
+    return [*(p.grad for p in parameters), *flat]
+
+
+def at_reduction(engine: Any, look: Callable[[], None]) -> None:
+    """Calls `look` when most gradients are there.
+
+    ZeRO 1 holds all of them until it reduces them; ZeRO 2 and 3 reduce while they come, bucket by bucket.
+    """
+    stage = engine.zero_optimization_stage()
+    moment = "overlapping_partition_gradients_reduce_epilogue" if stage == 1 else "step"
     original = getattr(engine.optimizer, moment)
 
-    def look(*arguments: Any, **named: Any) -> Any:
-        averaged = getattr(engine.optimizer, "averaged_gradients", None) or {}
-        flat = [gradient for group in averaged.values() for gradient in (group or [])]
-        seen["gradients"] = unique_bytes([*(p.grad for p in parameters), *flat])
+    def first_look(*arguments: Any, **named: Any) -> Any:
+        look()
         return original(*arguments, **named)
 
-    setattr(engine.optimizer, moment, look)
-    trainer.fit()
-    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    moments = [t for state in inner.state.values() for t in state.values() if torch.is_tensor(t)]
-    masters = getattr(engine.optimizer, "single_partition_of_fp32_groups", [])
-    return {**seen, "weights": unique_bytes(parameters), "optimizer": unique_bytes([*moments, *masters])}
+    setattr(engine.optimizer, moment, first_look)
+
+
+@contextlib.contextmanager
+def at_most_live(elements: int) -> Iterator[None]:
+    """Runs that begin in here let ZeRO 3 hold so many parameters whole, and none for being small."""
+    with pytest.MonkeyPatch.context() as patch:
+        if elements:
+            patch.setattr(layout, "LIVE_ELEMENTS", elements)
+            patch.setattr(layout, "PERSISTENT_ELEMENTS", 0)
+        yield
 
 
 def unique_bytes(tensors: list[Any]) -> float:
     """Not of whole storages: gradients may be views of a communication bucket."""
-    held = {t.data_ptr(): t.numel() * t.element_size() for t in tensors if t is not None}
+    held = {t.data_ptr(): t.numel() * t.element_size() for t in tensors if t is not None and t.numel()}
     return float(sum(held.values()))
 
 
-@pytest.mark.parametrize(("stage", "ep_size"), [(0, 1), (1, 1), (1, 2), (2, 2)])
-def test_states_are_within_a_tenth_of_what_two_ranks_hold(tmp_path: Path, stage: int, ep_size: int) -> None:
-    changes = {**WIDER, "parallel.zero_stage": stage, "parallel.ep_size": ep_size}
-    measured = shared_pool(2)(held_bytes, str(tmp_path), changes)
-    config = merge(model_preset("crossearth_sar_tiny", 6), micro_run(tmp_path, **changes).model, "model")
-    planned = state_bytes(count_parameters(config), ranks=2, ep_size=ep_size, zero_stage=stage, bf16=False)
+def measured_and_planned(
+    folder: Path, stage: int, ep_size: int, precision: str = "fp32", offload: bool = False, live: int = 0
+) -> tuple[list[dict[str, float]], StateBytes]:
+    changes = {**WIDER, "parallel.zero_stage": stage, "parallel.ep_size": ep_size, "precision": precision}
+    if offload:
+        changes["parallel.offload_optimizer"] = "cpu"
+    measured = shared_pool(2)(held_bytes, str(folder), changes, live)
+    config = merge(model_preset("crossearth_sar_tiny", 6), micro_run(folder, **changes).model, "model")
+    planned = state_bytes(
+        count_parameters(config),
+        ranks=2,
+        ep_size=ep_size,
+        zero_stage=stage,
+        bf16=precision == "bf16",
+        offload_optimizer=offload,
+    )
+    return measured, planned
+
+
+@pytest.mark.parametrize(
+    ("stage", "ep_size", "precision", "offload"),
+    [
+        (0, 1, "fp32", False),
+        (1, 1, "fp32", False),
+        (1, 2, "bf16", False),
+        (2, 2, "fp32", False),
+        (2, 1, "bf16", True),
+        (3, 1, "bf16", False),
+        (3, 1, "bf16", True),
+    ],
+)
+def test_states_are_within_a_tenth_of_what_two_ranks_hold(
+    tmp_path: Path, stage: int, ep_size: int, precision: str, offload: bool
+) -> None:
+    measured, planned = measured_and_planned(tmp_path, stage, ep_size, precision, offload)
     for rank in measured:
         for kind, got in rank.items():
             assert got == pytest.approx(getattr(planned, kind), rel=0.1), kind
+
+
+def test_zero_3_holds_no_more_whole_than_it_is_let(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, unlimited = measured_and_planned(tmp_path, 3, 1, live=400_000)
+    monkeypatch.setattr(memory, "LIVE_ELEMENTS", 400_000)
+    monkeypatch.setattr(memory, "PERSISTENT_ELEMENTS", 0)
+    config = merge(model_preset("crossearth_sar_tiny", 6), micro_run(tmp_path, **WIDER).model, "model")
+    planned = state_bytes(count_parameters(config), ranks=2, ep_size=1, zero_stage=3, bf16=False)
+    for rank in measured:
+        assert rank["weights"] < planned.weights < 0.7 * unlimited.weights
+        assert rank["weights"] > 0.7 * planned.weights
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -118,7 +208,8 @@ def test_offloading_moves_the_optimizer_to_the_host() -> None:
         )
         for flag in (False, True)
     )
-    assert offloaded.states.host == plain.states.optimizer
+    parameters = count_parameters(model_preset("crossearth_sar_tiny", 7)).total
+    assert offloaded.states.host == (4 + 4 + 4 + 4 + 2) * parameters / 6, "master, moments, gradient, weight"
     assert offloaded.states.device == pytest.approx(plain.states.device - plain.states.optimizer)
 
 

@@ -127,14 +127,16 @@ def test_a_run_ends_with_numbers_and_pictures(uninterrupted: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "save_every"), [(signal.SIGINT, 100), (signal.SIGKILL, 3)], ids=["ctrl-c", "kill-9"]
+    ("number", "save_every", "workers"),
+    [(signal.SIGINT, 100, 2), (signal.SIGKILL, 3, 0)],
+    ids=["ctrl-c", "kill-9"],
 )
 def test_stopped_and_resumed_repeats_the_uninterrupted_run(
-    uninterrupted: Path, tmp_path: Path, number: signal.Signals, save_every: int
+    uninterrupted: Path, tmp_path: Path, number: signal.Signals, save_every: int, workers: int
 ) -> None:
     """Ctrl-C saves the step it stops after (nothing else would have); a kill leaves the last save."""
     output = tmp_path / "stopped"
-    settings = ("steps=12", f"save_every={save_every}", "validate_every=4")
+    settings = ("steps=12", f"save_every={save_every}", "validate_every=4", f"workers={workers}")
     start_and_signal(command(output, *settings), output, at_step=4, number=number)
     saved = sorted(path.name for path in (output / "checkpoints").glob("step-*"))
     assert saved, "a checkpoint was there to go on from"

@@ -21,6 +21,8 @@ from crossearth_sar import InputError, build_model, load_model, save_model
 from crossearth_sar.config import from_mapping, merge, to_mapping
 from crossearth_sar.engine.finetune import FinetuneConfig, FineTuner
 from crossearth_sar.engine.nonfinite import NonFiniteError
+from crossearth_sar.evaluation.protocol import ProtocolConfig, training_domains
+from crossearth_sar.evaluation.registry import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL: dict[str, Any] = {
@@ -46,6 +48,7 @@ def settings(output: Path, **changes: Any) -> FinetuneConfig:
         {
             "output": str(output),
             "preset": "crossearth_sar_tiny",
+            "weights": "random",
             "model": MODEL,
             "adapter": ADAPTER,
             "train": {"name": "source", "simulated": {"length": 8, "image_size": 72, "looks": 4}},
@@ -239,6 +242,26 @@ def test_a_nan_ends_the_run_and_the_layer_is_named(tmp_path: Path) -> None:
         run.fit()
 
 
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_nan_is_never_stepped_nor_saved(where: str, tmp_path: Path) -> None:
+    """The model's output is finite here; the loss, or its gradient alone, is not."""
+    run = tuner(tmp_path, save_every=1)
+    before, original = snapshot(run), run._losses
+
+    def poisoned(batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+        parts, balance = original(batch)
+        if where == "loss":
+            return {**parts, "dice": parts["dice"] * float("nan")}, balance
+        parts["dice"].register_hook(lambda gradient: gradient * float("nan"))
+        return parts, balance
+
+    run._losses = poisoned  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteError, match=r"step 0: loss .*, gradient norm nan"):
+        run.fit()
+    assert not changed(run, before)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
 # --- as users run it --------------------------------------------------------------------------------------
 
 
@@ -298,6 +321,8 @@ def test_the_script_stops_resumes_and_reports(finished: Path) -> None:
     ("changes", "words"),
     [
         ({"weights": "nowhere.pth"}, "no weights at nowhere.pth"),
+        ({"weights": None}, "mode 'frozen' freezes the backbone[^$]*weights=random"),
+        ({"weights": None, "mode": "earth_adapter"}, "mode 'earth_adapter' freezes the backbone"),
         ({"model": {"num_classes": 3}}, "model.num_classes is not set here"),
         ({"augment": {"crop_size": 32}}, "--set augment.crop_size=64"),
         ({"adapter": {"fft_layers": [9]}, "mode": "earth_adapter"}, "fft_layers"),
@@ -312,7 +337,10 @@ def test_wrong_settings_end_before_training(changes: dict[str, Any], words: str,
     "path", sorted((ROOT / "train" / "recipes").glob("finetune_*.yaml")), ids=lambda p: p.stem
 )
 def test_recipes_are_configs(path: Path) -> None:
-    config = from_mapping(FinetuneConfig, yaml.safe_load(path.read_text(encoding="utf-8")))
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.stem == "finetune_benchmark":  # the command line names the row
+        settings |= training_domains(benchmark("N2S"), ProtocolConfig(data_root=""))
+    config = from_mapping(FinetuneConfig, settings)
     assert config.output.startswith("runs/")
 
 

@@ -1,0 +1,66 @@
+"""What a part of a batch counts, against the formula on masks of every kind. That parts add up to the whole
+batch's loss is in test_layouts.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from crossearth_sar.decoder import DecoderConfig
+from crossearth_sar.engine import batch_loss
+from crossearth_sar.engine.batch_loss import part_weights
+from crossearth_sar.engine.distributed import Ranks
+
+QUERIES = DecoderConfig(num_queries=5, no_object_weight=0.1)
+
+
+def masks() -> list[Tensor]:
+    """Parts of two images: many classes, more classes than queries, ignored pixels, nothing but ignored."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randint(0, 4, (2, 9, 7), generator=generator)
+    crowded = torch.randint(0, 8, (2, 9, 7), generator=generator)
+    crowded[0, :3] = 255
+    empty = torch.full((2, 9, 7), 255)
+    one = torch.zeros(2, 9, 7, dtype=torch.int64)
+    one[1] = 254
+    return [mixed, crowded, empty, one]
+
+
+def normalizers_by_definition(mask_BHW: Tensor) -> tuple[float, float]:
+    """Class losses: a query with a target counts 1, another no_object_weight. Mask losses: the targets."""
+    targets = [len(set(mask_HW.flatten().tolist()) - {255}) for mask_HW in mask_BHW]
+    matched = sum(min(count, 5) for count in targets)
+    return matched + 0.1 * (len(targets) * 5 - matched), sum(targets)
+
+
+def alone(monkeypatch: pytest.MonkeyPatch, others: tuple[float, float] = (0.0, 0.0), size: int = 1) -> Ranks:
+    """One of `size` ranks, the rest of which add `others` to every sum."""
+
+    def add(total: Tensor) -> None:
+        total += torch.tensor(others, dtype=total.dtype)
+
+    monkeypatch.setattr(dist, "all_reduce", add)
+    return Ranks(rank=0, size=size, device=torch.device("cpu"))
+
+
+def test_weights_are_shares_of_all_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = alone(monkeypatch, others=(7.0, 3.0), size=2)
+    own = [normalizers_by_definition(mask_BHW) for mask_BHW in masks()]
+    mean = [(sum(values) + rest) / 8 for values, rest in zip(zip(*own, strict=True), (7.0, 3.0), strict=True)]
+    for got, wanted in zip(part_weights(masks(), QUERIES, ranks), own, strict=True):
+        assert got[0].shape == got[1].shape == (), "on the device, one number each"
+        assert [float(v) for v in got] == pytest.approx([w / m for w, m in zip(wanted, mean, strict=True)])
+
+
+def test_a_batch_without_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = part_weights([masks()[2]] * 2, QUERIES, alone(monkeypatch))
+    assert [(float(c), float(m)) for c, m in weights] == [(1.0, 1.0)] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_classes_of_a_mask(dtype: torch.dtype) -> None:
+    for mask_BHW in masks():
+        for mask_HW in mask_BHW.to(dtype):
+            assert batch_loss._classes_present(mask_HW) == int((mask_HW.unique() != 255).sum())
