@@ -48,7 +48,8 @@ class ParallelConfig:
     nvme_path: folder on the NVMe of each node.
     activation_checkpointing: keep only each block's input and compute the block again in backward.
     balance: over which tokens the balance loss takes its shares f: those of a rank's pass, or of all ranks'.
-    timeout_minutes: after which a collective call that some rank never joins is an error.
+    timeout_minutes: after which a collective call of ours that some rank never joins is an error; the groups
+        that DeepSpeed makes keep torch's own limits.
     """
 
     ep_size: int | Literal["auto"] = "auto"
