@@ -18,11 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.decoder import DecoderConfig
 from crossearth_sar.engine.distributed import Ranks
 from crossearth_sar.model import LossTerms, ModelOutput
-
-IGNORED = 255
 
 
 def split_into_parts(batch: dict[str, Any], keys: Sequence[str], accumulation: int) -> list[dict[str, Any]]:
@@ -82,6 +81,6 @@ def _normalizers(mask_BHW: Tensor, config: DecoderConfig) -> tuple[float, float]
 
 def _classes_present(mask_HW: Tensor) -> int:
     """How many classes a mask on the host has; counting pixels takes a fraction of what `unique` takes."""
-    pixels = torch.bincount(mask_HW.flatten(), minlength=IGNORED + 1)
-    pixels[IGNORED] = 0
+    pixels = torch.bincount(mask_HW.flatten(), minlength=IGNORE_INDEX + 1)
+    pixels[IGNORE_INDEX] = 0
     return int(pixels.count_nonzero())
