@@ -70,7 +70,8 @@ def test_the_card_says_what_the_model_is(model: CrossEarthSAR, tmp_path: Path) -
     assert "0. water\n1. snow\n2. ice" in card.text
 
 
-def test_a_missing_folder_is_no_download(tmp_path: Path) -> None:
+def test_a_missing_folder_is_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # away from runs/ of whoever ran make cpt
     for name in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "runs/cpt/model", "./model", "model"):
         with pytest.raises(InputError, match="no model folder"):
             CrossEarthSAR.from_pretrained(name)
