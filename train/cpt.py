@@ -160,7 +160,9 @@ def build_together(build: Callable[[], T]) -> T:
         return cast(T, result)
     if dist.get_rank() == 0:
         print(f"\nerror: {message}\n", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+    dist.barrier()  # the launcher ends the others with the first that goes: not before the words are out
+    sys.stdout.flush()
+    os._exit(2)  # taking down an interpreter beside gloo's threads now and then aborts it
 
 
 def describe(trainer: Trainer, deepspeed_version: str) -> str:
