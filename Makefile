@@ -47,20 +47,20 @@ test: venv
 BENCH_OUT = $(or $(OUT),runs/bench)
 
 bench: venv
-	$(BIN)/python bench/bench_moe_layer.py --out "$(BENCH_OUT)/moe-layer"
-	$(BIN)/python bench/roofline.py "$(BENCH_OUT)/moe-layer" --contenders ours dense
-	$(BIN)/python bench/bench_grouped_gemm.py --out "$(BENCH_OUT)/grouped-gemm"
-	$(BIN)/python bench/bench_model.py --out "$(BENCH_OUT)/model"
-	$(BIN)/python bench/profile_layer.py --out "$(BENCH_OUT)/profile"
+	$(BIN)/python -m bench.speed.bench_moe_layer --out "$(BENCH_OUT)/moe-layer"
+	$(BIN)/python -m bench.speed.roofline "$(BENCH_OUT)/moe-layer" --contenders ours dense
+	$(BIN)/python -m bench.speed.bench_grouped_gemm --out "$(BENCH_OUT)/grouped-gemm"
+	$(BIN)/python -m bench.speed.bench_model --out "$(BENCH_OUT)/model"
+	$(BIN)/python -m bench.speed.profile_layer --out "$(BENCH_OUT)/profile"
 
 # Both go on where they were stopped and share what is finished; their ARGS are those of the scripts:
 # make bench22 ARGS="--set steps=1200", make ablations ARGS="--axes gate descriptors".
 bench22: venv
-	$(BIN)/python bench/bench22.py $(if $(OUT),--out "$(OUT)") $(ARGS)
+	$(BIN)/python -m bench.experiments.bench22 $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 ablations: venv
-	$(BIN)/python bench/ablations.py $(if $(OUT),--out "$(OUT)") $(ARGS)
+	$(BIN)/python -m bench.experiments.ablations $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 gpu-check: $(if $(GPU_PYTHON),,venv)
-	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(GPU_PYTHON),$(BIN)/python) bench/gpu_check.py \
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(GPU_PYTHON),$(BIN)/python) -m bench.speed.gpu_check \
 		$(if $(OUT),--out "$(OUT)") $(if $(PACK),--pack)

@@ -1,7 +1,8 @@
 """The shipped tile candidates of every grouped GEMM: {kernel: {(arch, "half" | "fp32"): candidates}}.
 
-Every row compiles without spills within the shared memory of its architecture; bench/kernels_ahead.py writes
-the evidence. rate and fixed_depth are estimates (tiles.py says of what), not timings.
+Every row compiles without spills within the shared memory of its architecture;
+bench/compiled/kernels_ahead.py writes the evidence.
+rate and fixed_depth are estimates (tiles.py says of what), not timings.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from crossearth_sar.data.specs import BENCHMARK_DATASETS
+from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
 
 Writer = Callable[[Path], None]
 

@@ -192,8 +192,8 @@ def optimizer_for_comparison() -> Iterator[None]:
     import torch
 
     from crossearth_sar.engine import loop
-    from crossearth_sar.engine.layout import deepspeed_config
     from crossearth_sar.engine.optim import make_optimizer
+    from crossearth_sar.engine.planning.layout import deepspeed_config
 
     def settings(config: Any, layout: Any) -> dict[str, Any]:
         json = deepspeed_config(config, layout)
@@ -226,7 +226,7 @@ def _imported_context() -> Any:
     """Processes that are forked from one that has imported all they need: seconds per rank are saved."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(
-        ["deepspeed", "crossearth_sar.engine.results", "crossearth_sar.engine.deepspeed_moe"]
+        ["deepspeed", "crossearth_sar.engine.results", "crossearth_sar.engine.executors.deepspeed.experts"]
     )
     before = dict(os.environ)
     os.environ.update(CPU_ONLY)

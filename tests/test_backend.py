@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from crossearth_sar import backend, sar_descriptors
-from crossearth_sar.__main__ import report
+from crossearth_sar.cli.info import report
 from crossearth_sar.errors import InputError
 
 

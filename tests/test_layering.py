@@ -15,16 +15,18 @@ PACKAGE = ROOT / "crossearth_sar"
 FLOORS = [
     {"version", "errors", "config"},
     {"kernels"},
-    {"backend"},
-    {"descriptors", "moe"},
+    {"backend", "network_input", "provenance", "device"},
+    {"descriptors", "moe", "data"},
     {"vit", "decoder", "peft"},
-    {"presets", "hub", "network_input"},
+    {"presets", "hub"},
     {"pretrained"},
     {"model"},
-    {"data", "evaluation"},
+    {"pseudo_labels"},
+    {"evaluation"},
     {"engine"},
+    {"cli"},
 ]
-SAME_FLOOR_ALLOWED = {("config", "errors"), ("evaluation", "data")}
+SAME_FLOOR_ALLOWED = {("config", "errors")}
 TOP = {"__init__", "__main__"}
 """The package's face and its report: they may name every room."""
 

@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from crossearth_sar.config import require
-from crossearth_sar.data.class_maps import named_task
-from crossearth_sar.data.folder import FolderConfig, FolderScenes
-from crossearth_sar.data.layouts import DatasetSpec
-from crossearth_sar.data.official import OfficialDataset, Part, open_spec
-from crossearth_sar.data.places import missing_dataset
+from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
+from crossearth_sar.data.datasets.class_maps import named_task
+from crossearth_sar.data.datasets.folder import FolderConfig, FolderScenes
+from crossearth_sar.data.datasets.layouts import DatasetSpec
+from crossearth_sar.data.datasets.official import OfficialDataset, Part, open_spec
+from crossearth_sar.data.datasets.places import missing_dataset
+from crossearth_sar.data.datasets.pretraining import PRETRAINING_SOURCES
 from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample, SegmentationDataset
-from crossearth_sar.data.sources import PRETRAINING_SOURCES
-from crossearth_sar.data.specs import BENCHMARK_DATASETS
-from crossearth_sar.data.synthetic import SimulatedScenes, SimulatorConfig
+from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
 from crossearth_sar.errors import InputError
-from crossearth_sar.model import to_db
+from crossearth_sar.network_input import to_db
 
 MEASURED_SAMPLES = 32
 """Evenly spaced samples whose pixels give a domain's mean and standard deviation."""

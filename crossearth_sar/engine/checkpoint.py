@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crossearth_sar.engine.distributed import Ranks, first_error
-from crossearth_sar.engine.optimizer_state import (
+from crossearth_sar.engine.executors.deepspeed.optimizer_state import (
     MOMENTS,
     OptimizerState,
     expert_parameters,

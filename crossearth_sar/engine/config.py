@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from crossearth_sar.config import require
 from crossearth_sar.data.domain import DomainConfig
-from crossearth_sar.data.synthetic import SimulatorConfig
+from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.data.transforms import AugmentConfig
 
 

@@ -1,11 +1,10 @@
-"""`python -m crossearth_sar export`: a checkpoint, or a run's newest or best, as a model folder.
+"""A checkpoint, or a run's newest or best, as a model folder.
 
 Needs neither DeepSpeed nor a GPU: weights on disk are whole, whatever ranks wrote them.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -14,24 +13,6 @@ from crossearth_sar.engine.checkpoint import STATE_FILE, check_intact, list_chec
 from crossearth_sar.engine.resume import best_of
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint (…/step-000200) or a run's output folder")
-    parser.add_argument("out", type=Path, help="the folder to write; it must not hold a model")
-    parser.add_argument("--best", action="store_true", help="of a run, the best by validation mIoU")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="fp32", help="of the parameters on disk; buffers stay float32"
-    )
-
-
-def run(arguments: argparse.Namespace) -> int:
-    checkpoint = find(arguments.checkpoint, best=arguments.best)
-    state = export(checkpoint, arguments.out, dtype=DTYPES[arguments.dtype])
-    print(f"{checkpoint}, step {state['step']}, written to {arguments.out} as {arguments.dtype}")
-    return 0
 
 
 def find(path: Path, *, best: bool) -> Path:

@@ -41,15 +41,20 @@ from crossearth_sar.engine.distributed import (
     mean_over_ranks,
     sum_over_ranks,
 )
-from crossearth_sar.engine.layout import check_machine, deepspeed_config, plan_layout, run_model_config
+from crossearth_sar.engine.executors.deepspeed.optimizer_state import copy_masters
+from crossearth_sar.engine.executors.deepspeed.zero3 import after_engine, before_engine
 from crossearth_sar.engine.log import CsvLog, TensorBoard
 from crossearth_sar.engine.nonfinite import NonFiniteError, first_nonfinite_layer, gather_findings
 from crossearth_sar.engine.optim import learning_rate, make_optimizer
-from crossearth_sar.engine.optimizer_state import copy_masters
+from crossearth_sar.engine.planning.layout import (
+    check_machine,
+    deepspeed_config,
+    plan_layout,
+    run_model_config,
+)
 from crossearth_sar.engine.resume import best_of, find_checkpoint, go_on_words
 from crossearth_sar.engine.stopping import StopRequest, leave_stopping_to_training
 from crossearth_sar.engine.throughput import Meter, balance_columns, peak_tflops
-from crossearth_sar.engine.zero3 import after_engine, before_engine
 from crossearth_sar.evaluation.evaluate import Evaluation, evaluate
 from crossearth_sar.model import CrossEarthSAR, LossTerms
 from crossearth_sar.pretrained import load_backbone, named_weights
@@ -191,7 +196,7 @@ class Trainer:
     def _build_engine(self, model: CrossEarthSAR) -> Any:
         import deepspeed
 
-        from crossearth_sar.engine.deepspeed_moe import shard_experts
+        from crossearth_sar.engine.executors.deepspeed.experts import shard_experts
 
         stage = self.config.parallel.zero_stage
         shard_experts(model, self.ep_size)

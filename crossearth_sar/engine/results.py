@@ -11,7 +11,6 @@ import torch
 from crossearth_sar.data.domain import Domain
 from crossearth_sar.engine.log import read_csv
 from crossearth_sar.engine.loop import Trainer
-from crossearth_sar.engine.provenance import provenance
 from crossearth_sar.evaluation.baselines import (
     class_histogram,
     majority_class,
@@ -22,6 +21,7 @@ from crossearth_sar.evaluation.evaluate import predict_sample
 from crossearth_sar.evaluation.figures import curves_figure, expert_share_figure, prediction_figure
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
 from crossearth_sar.model import save_model
+from crossearth_sar.provenance import provenance
 
 LOSS_WINDOW = 20
 """Steps at either end of a run whose mean loss is compared."""

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from crossearth_sar.data.pseudo_labels import LABELS, MANIFEST, read_label
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.errors import InputError
+from crossearth_sar.pseudo_labels.labelling import LABELS, MANIFEST, read_label
 
 _SHOWN = 5
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from crossearth_sar.config import require
-from crossearth_sar.data.class_maps import TASKS, Task
-from crossearth_sar.data.labels import IGNORE
+from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
+from crossearth_sar.data.datasets.class_maps import TASKS, Task
+from crossearth_sar.data.files.labels import IGNORE
 from crossearth_sar.data.sample import ClassTable
-from crossearth_sar.data.specs import SEVEN_CLASSES
-from crossearth_sar.data.synthetic import GAP_AXES, SimulatorConfig, simulate
+from crossearth_sar.data.simulator.scenes import GAP_AXES, SimulatorConfig, simulate
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.evaluation.registry import BENCHMARKS, Benchmark, DomainRef
 from crossearth_sar.model import to_db

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossearth_sar.config import require
-from crossearth_sar.data.class_maps import Task
+from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
+from crossearth_sar.data.datasets.class_maps import Task
+from crossearth_sar.data.datasets.official import OfficialDataset, Part, open_spec
 from crossearth_sar.data.domain import DomainConfig, OfficialConfig, measure_db, open_official
-from crossearth_sar.data.official import OfficialDataset, Part, open_spec
 from crossearth_sar.data.sample import Sample
-from crossearth_sar.data.specs import BENCHMARK_DATASETS
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.evaluation.evaluate import evaluate, predict_sample
 from crossearth_sar.evaluation.metrics import ConfusionMatrix

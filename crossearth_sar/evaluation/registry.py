@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from crossearth_sar.data.class_maps import TASKS, Task
+from crossearth_sar.data.datasets.class_maps import TASKS, Task
 from crossearth_sar.errors import InputError, nearest
 
 DOMAIN_GAPS = (

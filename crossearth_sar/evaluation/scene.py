@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossearth_sar.config import require
-from crossearth_sar.data.amplitude import ValueKind, to_amplitude
-from crossearth_sar.data.fill import fill_unmeasured
-from crossearth_sar.data.readers import RawImage
+from crossearth_sar.data.files.amplitude import ValueKind, to_amplitude
+from crossearth_sar.data.files.fill import fill_unmeasured
+from crossearth_sar.data.files.readers import RawImage
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import CrossEarthSAR, ModelOutput, eval_mode, sliding_windows, to_db

@@ -1,9 +1,9 @@
 """The sparse mixture of experts: router, dispatch, experts, layer."""
 
 from crossearth_sar.moe.layer import PhysicsGuidedMoE
-from crossearth_sar.moe.replace import ReplacedFFN, replace_ffn
 from crossearth_sar.moe.router import PhysicsGuidedRouter, RoutingInfo
-from crossearth_sar.moe.upcycle import upcycle_state_dict
+from crossearth_sar.moe.surgery.replace import ReplacedFFN, replace_ffn
+from crossearth_sar.moe.surgery.upcycle import upcycle_state_dict
 
 __all__ = [
     "PhysicsGuidedMoE",

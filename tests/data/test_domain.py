@@ -12,6 +12,7 @@ from dataset_trees import save, speckle, stripes
 from torch import Tensor
 
 from crossearth_sar.config import from_mapping
+from crossearth_sar.data.datasets.folder import FolderConfig
 from crossearth_sar.data.domain import (
     MEASURED_SAMPLES,
     Domain,
@@ -21,10 +22,9 @@ from crossearth_sar.data.domain import (
     require_held_out,
     require_labels,
 )
-from crossearth_sar.data.folder import FolderConfig
 from crossearth_sar.data.sample import ClassTable, Sample
+from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
 from crossearth_sar.data.stream import join_samples
-from crossearth_sar.data.synthetic import SimulatedScenes, SimulatorConfig
 from crossearth_sar.errors import InputError
 
 SIMULATED = SimulatorConfig(length=5, image_size=24, seed=3)

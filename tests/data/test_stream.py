@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from crossearth_sar.data.sample import Sample
+from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
 from crossearth_sar.data.stream import ShardedDraws, TrainStream
-from crossearth_sar.data.synthetic import SimulatedScenes, SimulatorConfig
 from crossearth_sar.data.transforms import AugmentConfig, TrainTransform
 
 LENGTH = 7

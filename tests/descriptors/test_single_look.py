@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import ndimage
-from single_look import (
+
+from bench.experiments.single_look import (
     looks_by_sub_looks,
     looks_of_share,
     share_of_first,

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from crossearth_sar.engine import checkpoint as saving
 from crossearth_sar.engine.checkpoint import SaveError, list_checkpoints, load_checkpoint, read_state
 from crossearth_sar.engine.config import RunConfig
+from crossearth_sar.engine.executors.deepspeed.optimizer_state import MOMENTS, OptimizerState, gather_weights
 from crossearth_sar.engine.log import read_csv
-from crossearth_sar.engine.optimizer_state import MOMENTS, OptimizerState, gather_weights
 from crossearth_sar.engine.resume import find_checkpoint
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import load_model

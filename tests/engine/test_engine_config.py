@@ -14,13 +14,18 @@ import torch
 from ranks import micro_run
 
 from crossearth_sar.config import from_mapping, read_yaml, to_mapping, write_yaml
+from crossearth_sar.data.datasets.folder import FolderConfig
 from crossearth_sar.data.domain import DomainConfig
-from crossearth_sar.data.folder import FolderConfig
-from crossearth_sar.data.synthetic import SimulatorConfig
+from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.engine.config import OptimConfig, RunConfig, simulated_run
 from crossearth_sar.engine.distributed import Ranks
-from crossearth_sar.engine.layout import check_machine, deepspeed_config, plan_layout, run_model_config
 from crossearth_sar.engine.loop import Trainer
+from crossearth_sar.engine.planning.layout import (
+    check_machine,
+    deepspeed_config,
+    plan_layout,
+    run_model_config,
+)
 from crossearth_sar.errors import InputError
 
 

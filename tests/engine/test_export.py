@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crossearth_sar.__main__ import main
+from crossearth_sar.cli.main import main
 from crossearth_sar.model import build_model, load_model, save_model
 
 MICRO = {
@@ -91,8 +91,9 @@ def test_wrong_input_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_neither_deepspeed_nor_the_planner_is_imported(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "run", 1)
     program = (
-        "import sys; sys.modules['deepspeed'] = None; sys.modules['crossearth_sar.engine.planner'] = None\n"
-        "from crossearth_sar.__main__ import main\n"
+        "import sys; sys.modules['deepspeed'] = None\n"
+        "sys.modules['crossearth_sar.engine.planning.planner'] = None\n"
+        "from crossearth_sar.cli.main import main\n"
         f"sys.exit(main(['export', {str(checkpoint)!r}, {str(tmp_path / 'out')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -22,7 +22,7 @@ from ranks import (
 )
 
 from crossearth_sar.engine.config import RunConfig
-from crossearth_sar.engine.optimizer_state import OptimizerState, gather_weights
+from crossearth_sar.engine.executors.deepspeed.optimizer_state import OptimizerState, gather_weights
 from crossearth_sar.moe.expert_parallel import ExpertParallelExperts
 
 STEPS = 5

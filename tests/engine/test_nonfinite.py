@@ -13,9 +13,9 @@ from ranks import RankPool, begin, micro_run, shared_pool
 from torch import nn
 
 from crossearth_sar.engine.config import RunConfig
+from crossearth_sar.engine.executors.deepspeed.optimizer_state import OptimizerState, gather_weights
 from crossearth_sar.engine.log import read_csv
 from crossearth_sar.engine.nonfinite import NonFiniteError, all_finite, first_nonfinite_layer
-from crossearth_sar.engine.optimizer_state import OptimizerState, gather_weights
 
 PLACE = "backbone.blocks.2.attn.proj"
 

@@ -12,8 +12,8 @@ from dataset_trees import save, speckle, stripes
 from ranks import begin, micro_run, shared_pool
 
 from crossearth_sar.config import from_mapping
+from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
 from crossearth_sar.data.domain import DomainConfig
-from crossearth_sar.data.specs import SEVEN_CLASSES
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks
 from crossearth_sar.engine.finetune import FinetuneConfig, FineTuner

@@ -7,7 +7,7 @@ import torch
 
 from crossearth_sar.data.domain import Domain, DomainConfig, open_domain
 from crossearth_sar.data.sample import IGNORE_INDEX, Sample
-from crossearth_sar.data.synthetic import SimulatorConfig
+from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.evaluation.evaluate import evaluate, predict_sample
 from crossearth_sar.model import CrossEarthSAR, build_model
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
 from crossearth_sar.data.sample import IGNORE_INDEX
-from crossearth_sar.data.specs import SEVEN_CLASSES
-from crossearth_sar.data.synthetic import SimulatorConfig, simulate
+from crossearth_sar.data.simulator.scenes import SimulatorConfig, simulate
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.miniature import (
     SIMULATED,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from crossearth_sar.data.class_maps import SEVEN_CLASS_TASK, TASKS
-from crossearth_sar.data.sources import PRETRAINING_SOURCES
-from crossearth_sar.data.specs import BENCHMARK_DATASETS
+from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
+from crossearth_sar.data.datasets.class_maps import SEVEN_CLASS_TASK, TASKS
+from crossearth_sar.data.datasets.pretraining import PRETRAINING_SOURCES
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.registry import BENCHMARKS, DOMAIN_GAPS, DomainRef, benchmark, paper_methods
 

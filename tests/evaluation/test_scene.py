@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from crossearth_sar import CrossEarthSAR, InputError, build_model
+from crossearth_sar.data.datasets.folder import FolderConfig, FolderScenes
 from crossearth_sar.data.domain import measure_db
-from crossearth_sar.data.folder import FolderConfig, FolderScenes
-from crossearth_sar.data.readers import RawImage, read_image
+from crossearth_sar.data.files.readers import RawImage, read_image
 from crossearth_sar.evaluation import scene as module
 from crossearth_sar.evaluation.scene import Scene, measure_scenes, predict_scene
 from crossearth_sar.model import ModelOutput

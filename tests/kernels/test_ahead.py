@@ -9,13 +9,13 @@ from functools import cache
 import pytest
 import triton
 import triton.language as tl
-from kernels_ahead import ARCHS, ROOT, all_cases  # bench/ is on the path, see pyproject.toml
 
+from bench.compiled.kernels_ahead import ARCHS, ROOT, all_cases  # bench/ is on the path, see pyproject.toml
 from crossearth_sar.kernels.ahead import AheadCase, Resources, case_digest, compile_case
 from crossearth_sar.kernels.tile_table import TABLE
 from crossearth_sar.kernels.tiles import SHARED_LIMIT, Tiles, candidates
 
-RENEW = "python bench/kernels_ahead.py"
+RENEW = "python -m bench.compiled.kernels_ahead"
 TINY = Tiles(block_m=16, block_n=16, block_k=16, num_warps=1, num_stages=1)
 
 

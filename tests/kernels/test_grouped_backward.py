@@ -274,7 +274,7 @@ def test_shares_follow_shapes() -> None:
 
 
 def sampled_ahead_cases(arch: str) -> Iterator[object]:
-    """The heaviest of each kernel; bench/kernels_ahead.py compiles them all."""
+    """The heaviest of each kernel; bench/compiled/kernels_ahead.py compiles them all."""
     for module, prefix in ((grouped_dgrad, "grouped_down_dgrad bf16"), (grouped_wgrad, "grouped_wgrad bf16")):
         yield next(case for case in module.ahead_cases(arch) if case.name.startswith(prefix))
     if arch == "sm_90":

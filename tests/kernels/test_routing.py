@@ -204,7 +204,7 @@ def test_shares_cover_every_assignment_once() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_compiled_ahead_of_time(arch: str) -> None:
-    """6 experts in bf16; bench/kernels_ahead.py compiles every case."""
+    """6 experts in bf16; bench/compiled/kernels_ahead.py compiles every case."""
     cases = [c for c in ahead_cases(arch) if c.name.endswith(" E=6") and "fp" not in c.name]
     assert len(cases) == 3
     for case in cases:

@@ -1,0 +1,96 @@
+"""Registers, shared memory, spills and tensor core instructions of every kernel and shipped configuration.
+
+    python -m bench.compiled.kernels_ahead [--out bench/reports/kernels-ahead] [--jobs 2] [--all]
+
+Triton kernels, compiled ahead of time for sm_80 and sm_90; no GPU. Exits with 1 where one spills, exceeds
+the shared memory of its architecture or misses the tensor cores. tests/kernels/test_ahead.py fails when the
+committed table is older than the kernels: run this again then. Rows whose code, tiles and Triton have not
+changed since are kept; --all compiles them too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import triton
+
+from bench.speed.harness import write_report
+from crossearth_sar.kernels.ahead import AheadCase, case_digest, compile_case
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHS = ("sm_80", "sm_90")
+
+
+def all_cases(arch: str) -> dict[str, AheadCase]:
+    """The cases of every kernel module by name."""
+    cases: dict[str, AheadCase] = {}
+    for path in sorted((ROOT / "kernels").glob("*.py")):
+        module = importlib.import_module(f"crossearth_sar.kernels.{path.stem}")
+        for case in module.ahead_cases(arch) if hasattr(module, "ahead_cases") else ():
+            assert case.name not in cases, f"two cases are named {case.name}"
+            cases[case.name] = case
+    return cases
+
+
+def compiled_row(arch: str, name: str) -> dict[str, object]:
+    """What one case uses, and what is wrong with it."""
+    case = all_cases(arch)[name]
+    found = compile_case(case, arch)
+    return {
+        "arch": arch, "case": name, "kernel": case.kernel.fn.__name__, "dtype": case.dtype,
+        "warps": case.tiles.num_warps, "registers": found.registers, "shared, B": found.shared_bytes,
+        "spilled, B": found.spill_bytes, "mma": found.mma,
+        "async copy": "yes" if found.has_async_copy else "no", "digest": case_digest(case),
+        "triton": triton.__version__, "problems": "; ".join(found.problems(case, arch)),
+    }  # fmt: skip
+
+
+def kept_rows(table: Path) -> dict[tuple[str, str], dict[str, object]]:
+    """The rows of an earlier table that compiling again would only repeat, by architecture and case."""
+    if not table.exists():
+        return {}
+    current = {(arch, name): case_digest(case) for arch in ARCHS for name, case in all_cases(arch).items()}
+    with table.open(encoding="utf-8") as file:
+        rows = {(row["arch"], row["case"]): row for row in csv.DictReader(file)}
+    return {
+        key: dict(row)
+        for key, row in rows.items()
+        if (row["digest"], row["triton"]) == (current.get(key), triton.__version__)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/reports/kernels-ahead")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--only", default="", help="cases whose name holds this; for a look, not for a report"
+    )
+    parser.add_argument("--all", action="store_true", help="compile every case, also those unchanged")
+    arguments = parser.parse_args()
+    wanted = [(arch, name) for arch in ARCHS for name in all_cases(arch) if arguments.only in name]
+    found = {} if arguments.all else kept_rows(arguments.out / "results.csv")
+    missing = [key for key in wanted if key not in found]
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        compiled = pool.map(compiled_row, [arch for arch, _ in missing], [name for _, name in missing])
+        found |= dict(zip(missing, compiled, strict=True))
+    rows = [found[key] for key in wanted]
+    notes = [
+        "Compiled ahead of time; this table says nothing about speed.",
+        "mma: HGMMA is wgmma, HMMA is mma.sync. async copy: global to shared memory past the registers.",
+        "digest: of the kernel's code, types and constants; tests/kernels/test_ahead.py compares it.",
+    ]
+    print(write_report(arguments.out, "Resources of the Triton kernels", rows, notes))
+    bad = [f"{row['arch']} {row['case']}: {row['problems']}" for row in rows if row["problems"]]
+    if bad:
+        raise SystemExit("\n".join(bad))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Scores of a model on the 22 benchmarks, beside the paper's.
+
+    python train/evaluate.py --list                                  the rows, and where their data belong
+    python train/evaluate.py --data-root /data --benchmark N2S K2C --model runs/finetune-{benchmark}/model
+    python train/evaluate.py --data-root /data --all --model runs/finetune-{benchmark}/model
+    python train/evaluate.py --data-root /data --all --adapter mypackage.mymodel:build --name mymodel
+
+--model is a folder that save_model, finetune.py or cpt.py wrote; {benchmark} in it stands for the row's name
+as part of a file name (C(r)2R is C-r-2R). --adapter names a function of any other model: called with
+num_classes= and device=, it returns a callable from a (B, C, H, W) image in linear amplitude to logits of
+shape (B, num_classes, h, w). --all leaves out rows whose data are not there, and says so.
+
+Models and data of all rows are looked at before the first is scored. A row that cannot be run is listed with
+its reason and the others go on; the exit status is then 1. The tables are written after each row.
+
+Writes results.json, results.csv, results.md, confusion-*.csv, pictures and report.html into --output; of a
+sparse model also which experts each domain uses, experts-by-domain.csv and, from two rows on, as a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from crossearth_sar.config import read_yaml
+from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
+from crossearth_sar.device import checked_device
+from crossearth_sar.errors import InputError
+from crossearth_sar.evaluation.figures import expert_domain_figure, expert_share_figure, prediction_figure
+from crossearth_sar.evaluation.figures.radar import radar_figure
+from crossearth_sar.evaluation.protocol import (
+    BenchmarkDomain,
+    BenchmarkScore,
+    Predictor,
+    ProtocolConfig,
+    absent_rows,
+    as_predictor,
+    load_adapter,
+    open_target,
+    run_benchmark,
+    slide_predictor,
+)
+from crossearth_sar.evaluation.registry import BENCHMARKS, Benchmark, benchmark, paper_methods
+from crossearth_sar.evaluation.report import EXPERTS_TABLE, Picture, write_html, write_tables
+from crossearth_sar.model import CrossEarthSAR, load_model
+from crossearth_sar.provenance import provenance
+
+RADAR_REFERENCES = ("DINOv2", "CrossEarth-SAR-L")
+"""Methods of the paper drawn into the radar chart."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--list", action="store_true", help="print the 22 rows and end")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--benchmark", nargs="+", metavar="KEY", help="rows to run, by their names")
+    rows.add_argument("--all", action="store_true", help="all rows whose target data are there")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--model", metavar="FOLDER", help="a saved model of this package")
+    models.add_argument("--adapter", metavar="MODULE:FUNCTION", help="another model")
+    parser.add_argument("--data-root", default=".", metavar="FOLDER", help="holds the datasets' folders")
+    parser.add_argument(
+        "--data-file", metavar="YAML", help="dataset: {changes to its row}; docs/BENCHMARKS.md"
+    )
+    parser.add_argument("--splits", metavar="FOLDER", help="where splits are kept; default DATA_ROOT/splits")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits")
+    parser.add_argument("--normalize", choices=("domain", "image"), default="domain")
+    parser.add_argument("--max-images", type=int, metavar="N", help="score N evenly spaced images a row only")
+    parser.add_argument("--pictures", type=int, default=4, metavar="N", help="predictions shown a row")
+    parser.add_argument("--crop", type=int, default=512, help="window of an adapter's slide inference")
+    parser.add_argument("--stride", type=int, default=341, help="step of an adapter's slide inference")
+    parser.add_argument("--name", help="what to call the model in the tables")
+    parser.add_argument("--output", default="runs/evaluate", metavar="FOLDER")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def print_rows() -> None:
+    for row in BENCHMARKS.values():
+        print(f"{row.key:8} {row.gap:26} {row.source!s:26} -> {row.target!s:26} {row.categories} classes")
+    for spec in BENCHMARK_DATASETS.values():
+        print(f"\n{spec.key}, from {spec.home}\n  {spec.folder}/")
+        print("\n".join(f"    {line}" for line in spec.tree))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        print_rows()
+        return 0
+    config = ProtocolConfig(
+        data_root=arguments.data_root,
+        splits=arguments.splits,
+        seed=arguments.seed,
+        datasets=read_yaml(arguments.data_file) if arguments.data_file else {},
+        normalize=arguments.normalize,
+    )
+    if arguments.adapter:
+        sys.path.insert(0, str(Path.cwd()))
+    checked_device(arguments.device)
+    rows, absent = chosen_rows(arguments, config)
+    targets, failed = checked_rows(arguments, rows, config)
+    name = arguments.name or (arguments.adapter or Path(arguments.model).parent.name or arguments.model)
+    about = provenance()
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    scores: list[BenchmarkScore] = []
+    pictures: list[Picture] = []
+    waiting = [row for row in rows if row.key in targets]
+    while waiting:
+        row = waiting.pop(0)
+        try:
+            score, drawn = score_row(arguments, row, targets.pop(row.key), output)
+        except InputError as error:
+            failed[row.key] = not_run(row, error)
+        else:
+            scores.append(score)
+            pictures += drawn
+        later = {row.key: "not scored yet" for row in waiting}
+        write_tables(output, name, scores, about=about, absent={**absent, **failed, **later})
+    if scores:
+        pictures = [*overall_pictures(name, scores, output), *pictures]
+        page = write_html(output, name, scores, about=about, absent={**absent, **failed}, pictures=pictures)
+        print(f"\n{(output / 'results.md').read_text(encoding='utf-8')}\nAll of it: {page}")
+    return 1 if failed else 0
+
+
+def checked_rows(
+    arguments: argparse.Namespace, rows: list[Benchmark], config: ProtocolConfig
+) -> tuple[dict[str, BenchmarkDomain], dict[str, str]]:
+    """Targets of the rows that can be run, opened, and why others cannot: known before any is scored."""
+    targets: dict[str, BenchmarkDomain] = {}
+    problems: dict[str, InputError] = {}
+    for row in rows:
+        try:
+            target = open_target(row, config)
+            if arguments.model:
+                run_benchmark(row, open_model(arguments, row), target, max_images=0)  # only: do they fit?
+            else:
+                load_adapter(arguments.adapter)
+            targets[row.key] = target
+        except InputError as error:
+            problems[row.key] = error
+    if not targets and len({str(error) for error in problems.values()}) == 1:
+        raise next(iter(problems.values()))
+    failed = {row.key: not_run(row, problems[row.key]) for row in rows if row.key in problems}
+    if not targets:
+        raise InputError("none of the rows can be run", got=", ".join(failed), fix="see above, row by row")
+    return targets, failed
+
+
+def not_run(row: Benchmark, error: InputError) -> str:
+    """Says it now, and gives the reason as one line for the tables."""
+    print(f"\n{row.key} is not run: {error}\n", file=sys.stderr, flush=True)
+    return "; ".join(line.strip() for line in str(error).splitlines())
+
+
+def score_row(
+    arguments: argparse.Namespace, row: Benchmark, target: BenchmarkDomain, output: Path
+) -> tuple[BenchmarkScore, list[Picture]]:
+    model = open_model(arguments, row)
+    score = run_benchmark(row, model, target, max_images=arguments.max_images)
+    print(f"{row.key:8} mIoU {100 * score.miou:5.1f}  {score.images} images", flush=True)
+    return score, row_pictures(row, model, target, score, output, arguments.pictures)
+
+
+def chosen_rows(
+    arguments: argparse.Namespace, config: ProtocolConfig
+) -> tuple[list[Benchmark], dict[str, str]]:
+    if not arguments.benchmark and not arguments.all:
+        raise InputError("no benchmark is named", fix="give --benchmark N2S …, --all, or --list to see them")
+    if not arguments.model and not arguments.adapter:
+        raise InputError("no model is named", fix="give --model FOLDER or --adapter MODULE:FUNCTION")
+    if arguments.benchmark:
+        return [benchmark(key) for key in dict.fromkeys(arguments.benchmark)], {}
+    absent = absent_rows(BENCHMARKS, config)
+    present = [row for key, row in BENCHMARKS.items() if key not in absent]
+    if not present:
+        raise InputError(
+            "no benchmark's data are there",
+            got="; ".join(dict.fromkeys(absent.values())),
+            fix="give --data-root, or fetch a dataset: --list says where from",
+        )
+    return present, absent
+
+
+def open_model(arguments: argparse.Namespace, row: Benchmark) -> CrossEarthSAR | Predictor:
+    if arguments.model:
+        return load_model(arguments.model.replace("{benchmark}", row.slug), device=arguments.device)
+    classes = len(row.classes.classes)
+    network = load_adapter(arguments.adapter)(num_classes=classes, device=arguments.device)
+    return slide_predictor(
+        network, classes, crop=arguments.crop, stride=arguments.stride, device=arguments.device
+    )
+
+
+def row_pictures(
+    row: Benchmark,
+    model: CrossEarthSAR | Predictor,
+    target: BenchmarkDomain,
+    score: BenchmarkScore,
+    output: Path,
+    count: int,
+) -> list[Picture]:
+    pictures: list[Picture] = []
+    count = min(count, len(target))
+    if count:
+        predict = as_predictor(model)
+        samples = [target[i * len(target) // count] for i in range(count)]
+        title = f"{row.key}: predictions on {row.target}"
+        path = prediction_figure(
+            samples,
+            [predict(sample).cpu() for sample in samples],
+            target.classes,
+            output / f"predictions-{row.slug}.png",
+            title,
+        )
+        caption = "Test images evenly spaced over the domain; the mIoU above each is of that image alone."
+        pictures.append(Picture(path=path, title=title, caption=caption, row=row.key))
+    if score.expert_share_LE.numel():
+        title = f"{row.key}: share of tokens per expert and layer"
+        path = expert_share_figure(score.expert_share_LE, output / f"experts-{row.slug}.png", title)
+        caption = (
+            "The area of a bubble is the share of the domain's tokens that go to the expert; the ring is an "
+            "even share. «effective»: so many experts, evenly used, would be as mixed."
+        )
+        pictures.append(Picture(path=path, title=title, caption=caption, row=row.key))
+    return pictures
+
+
+def overall_pictures(name: str, scores: list[BenchmarkScore], output: Path) -> list[Picture]:
+    pictures: list[Picture] = []
+    if len(scores) >= 3:
+        caption = (
+            "A spoke a row, from 0 in the middle to the largest score on it, which is printed at its end: "
+            "spokes have scales of their own. Dashed lines are figures of the paper, not measured here."
+        )
+        title = "mIoU of all rows"
+        pictures.append(Picture(path=draw_radar(name, scores, output), title=title, caption=caption))
+    sparse = [score for score in scores if score.expert_share_LE.numel()]
+    shapes = {tuple(score.expert_share_LE.shape) for score in sparse}
+    if len(shapes) > 1:
+        logging.warning("no picture of experts against domains: (layers, experts) differ, %s", sorted(shapes))
+    elif len(sparse) > 1:
+        pictures.append(draw_experts_by_domain(sparse, output))
+    return pictures
+
+
+def draw_experts_by_domain(scores: list[BenchmarkScore], output: Path) -> Picture:
+    targets = list(dict.fromkeys(str(score.row.target) for score in scores))
+    ordered = sorted(scores, key=lambda score: targets.index(str(score.row.target)))
+    title = "Experts against domains: share of tokens"
+    path = expert_domain_figure(
+        {f"{score.row.target} · {score.row.key}": score.expert_share_LE for score in ordered},
+        output / "experts-by-domain.png",
+        title,
+    )
+    caption = (
+        "A line a target domain, a block a layer, a cell an expert. Blue: more than an even share of the "
+        "domain's tokens goes to the expert; orange: less. A column of one colour is an expert that all "
+        "domains use alike; a column that changes from line to line is one that serves some domains. Bits: "
+        "how far a domain's shares are from the mean of the lines; under a layer, how much the expert of a "
+        "token tells about its domain. Lines of one target show the same images through the models of "
+        "several rows; experts can be compared where those share a backbone. "
+        f"Numbers: {EXPERTS_TABLE}."
+    )
+    return Picture(path=path, title=title, caption=caption)
+
+
+def draw_radar(name: str, scores: list[BenchmarkScore], output: Path) -> Path:
+    table = {name: {score.row.key: 100 * score.miou for score in scores}}
+    references = {f"{m.name} (paper)": m.scores for m in paper_methods() if m.name in RADAR_REFERENCES}
+    spokes = [score.row.key for score in scores]
+    return radar_figure(
+        spokes, {**table, **references}, output / "radar.png", "mIoU (%)", reference=tuple(references)
+    )

@@ -1,0 +1,254 @@
+"""Class maps of your own images: a folder of them, or whole scenes.
+
+    python train/predict.py --model runs/finetune/model --images 'scenes/*/s1_*.tif' --values db --output maps
+    python train/predict.py --model runs/finetune/model --images scene.npy --values complex --output maps
+
+Each image gives a map of class indices, 255 where nothing was measured: a TIFF gives a GeoTIFF with its own
+transform and CRS where rasterio is installed (pip install 'crossearth-sar[geo]'); all else, and without
+rasterio a TIFF too, gives a PNG in the classes' colours. Maps lie in --output as the images lie below the
+first '*' of their pattern. Run the same command again to go on after a stop: finished maps are left alone.
+docs/PREDICTION.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from crossearth_sar.data.datasets.benchmarks import class_table
+from crossearth_sar.data.domain import MEASURED_SAMPLES
+from crossearth_sar.data.files.amplitude import ValueKind
+from crossearth_sar.data.files.readers import BandAxis, read_image, read_shape
+from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
+from crossearth_sar.device import checked_device
+from crossearth_sar.errors import InputError
+from crossearth_sar.evaluation.map_files import write_class_map
+from crossearth_sar.evaluation.scene import Scene, measure_scenes, predict_scene
+from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model, sliding_windows
+from crossearth_sar.provenance import provenance
+
+RECORD = "prediction.json"
+"""In the folder of maps: what they were made with. The same command reads it and goes on."""
+
+SETTINGS = ("model_sha256", "values", "normalize", "nodata", "bands", "band_axis", "array_key")
+"""What must be the same for all maps of a folder."""
+
+_SHOWN_PROBLEMS = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="FOLDER", required=True, help="that save_model, finetune.py or cpt.py wrote")
+    add("--images", metavar="PATTERN", nargs="+", required=True, help="files, or quoted patterns with '*'")
+    add("--values", choices=get_args(ValueKind), required=True, help="what the images' numbers are")
+    add("--output", metavar="FOLDER", required=True, help="for maps and prediction.json")
+    kinds = ("domain", "image")
+    add("--normalize", choices=kinds, default="domain", help="dB statistics of all images, or of each")
+    add("--nodata", type=float, metavar="VALUE", help="over what the tag of a TIFF says")
+    add("--bands", type=int, nargs="+", metavar="I", help="indices from 0 of at most three bands")
+    add("--band-axis", choices=get_args(BandAxis), default="auto")
+    add("--array-key", metavar="NAME", help="which array of an .npz")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    device = checked_device(arguments.device)
+    maps = maps_of_images(arguments.images, Path(arguments.output).expanduser())
+    check_headers(arguments, list(maps))
+    model = load_model(Path(arguments.model).expanduser(), device=device)
+    record = open_record(arguments, model, list(maps))
+    waiting = {image: target for image, target in maps.items() if not target.is_file()}
+    if len(waiting) < len(maps):
+        print(f"{len(maps) - len(waiting)} of {len(maps)} maps are there already", flush=True)
+    failed = 0
+    for image, target in waiting.items():
+        try:
+            predict(arguments, model, record, image, target)
+        except InputError as error:
+            failed += 1
+            print(f"\nno map: {error}\n", file=sys.stderr, flush=True)
+    print(f"{len(maps) - failed} of {len(maps)} maps in {arguments.output}")
+    return 1 if failed else 0
+
+
+def maps_of_images(patterns: list[str], output: Path) -> dict[Path, Path]:
+    """Image -> the map it gives."""
+    maps: dict[Path, Path] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        images = [path] if path.is_file() else [Path(p) for p in glob.glob(str(path), recursive=True)]
+        images = [image for image in images if image.is_file()]
+        if not images:
+            fix = f"give '{path}/*.tif' or the like" if path.is_dir() else "correct the pattern, and quote it"
+            raise InputError(f"--images {pattern!r} names no file", fix=fix)
+        base = (
+            path.parent if path.is_file() else Path(*takewhile(lambda p: not glob.has_magic(p), path.parts))
+        )
+        for image in sorted(images):
+            maps[image] = output / image.relative_to(base).with_suffix(map_suffix(image))
+    images_of: dict[Path, Path] = {}
+    for image, target in maps.items():
+        if image.resolve().is_relative_to(output.resolve()):
+            raise InputError(f"{image} lies in --output", fix="give the maps a folder of their own")
+        if target in images_of:
+            raise InputError(
+                f"two images would give {target}",
+                got=f"{images_of[target]} and {image}",
+                fix="give one pattern whose first '*' lies above both, or two runs with an --output each",
+            )
+        images_of[target] = image
+    if any(is_tiff(image) for image in maps) and not has_rasterio():
+        logging.warning(
+            "rasterio is not installed: maps of TIFFs become PNG and lose their place on the ground; "
+            "pip install 'crossearth-sar[geo]'"
+        )
+    return maps
+
+
+def is_tiff(image: Path) -> bool:
+    return image.suffix.lower() in (".tif", ".tiff")
+
+
+def has_rasterio() -> bool:
+    return importlib.util.find_spec("rasterio") is not None
+
+
+def map_suffix(image: Path) -> str:
+    return ".tif" if is_tiff(image) and has_rasterio() else ".png"
+
+
+def check_headers(arguments: argparse.Namespace, images: list[Path]) -> None:
+    problems: list[str] = []
+    for image in images:
+        try:
+            count, _, _ = read_shape(image, band_axis=arguments.band_axis, array_key=arguments.array_key)
+            count = len(arguments.bands) if arguments.bands else count
+            if count > 3:
+                raise InputError(f"{image} has {count} bands", expected="1 to 3", fix="choose: --bands 0 1")
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        more = [f"and {len(problems) - _SHOWN_PROBLEMS} more"] * (len(problems) > _SHOWN_PROBLEMS)
+        lines = [*problems[:_SHOWN_PROBLEMS], *more]
+        raise InputError("\n".join([f"{len(problems)} of {len(images)} images cannot be used", *lines]))
+
+
+def read_scene(arguments: argparse.Namespace, image: Path) -> Scene:
+    raw = read_image(
+        image,
+        band_axis=arguments.band_axis,
+        nodata=arguments.nodata,
+        bands=tuple(arguments.bands) if arguments.bands else None,
+        array_key=arguments.array_key,
+    )
+    return Scene(raw, arguments.values)
+
+
+def open_record(arguments: argparse.Namespace, model: CrossEarthSAR, images: list[Path]) -> dict[str, Any]:
+    """The record of --output, written now unless it is there and was made with the same settings."""
+    path = Path(arguments.output).expanduser() / RECORD
+    known = {**vars(arguments), "model_sha256": model_sha256(Path(arguments.model).expanduser())}
+    settings = {key: known[key] for key in SETTINGS}
+    if path.is_file():
+        return checked_record(path, settings)
+    classes = classes_of(model)
+    mean, std = measure(arguments, images) if arguments.normalize == "domain" else (None, None)
+    record = {
+        "model": str(arguments.model),
+        **settings,
+        "db_mean": mean,
+        "db_std": std,
+        "not_measured": IGNORE_INDEX,
+        "classes": classes.names,
+        "palette": classes.palette,
+        "provenance": provenance(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
+    return record
+
+
+def checked_record(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        other = [key for key in SETTINGS if json.dumps(record[key]) != json.dumps(settings[key])]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged", got=repr(error), fix="give another --output") from error
+    if other:
+        raise InputError(
+            f"the maps in {path.parent} were made with other settings",
+            got=", ".join(f"{key} {settings[key]!r}" for key in other),
+            expected=", ".join(f"{key} {record[key]!r}" for key in other),
+            fix="give another --output, or remove the folder",
+        )
+    return record
+
+
+def model_sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def classes_of(model: CrossEarthSAR) -> ClassTable:
+    names = model.class_names or tuple(f"class {i}" for i in range(model.config.num_classes))
+    palette = None if model.palette is None else tuple((r, g, b) for r, g, b in model.palette)
+    return class_table(names, palette)
+
+
+def measure(arguments: argparse.Namespace, images: list[Path]) -> tuple[list[float], list[float]]:
+    """dB statistics of up to 32 images, evenly spaced."""
+    count = min(len(images), MEASURED_SAMPLES)
+    chosen = [images[round(i * (len(images) - 1) / max(count - 1, 1))] for i in range(count)]
+
+    def scenes() -> Iterator[Scene]:
+        for image in tqdm(chosen, unit="image", desc="statistics", disable=not sys.stderr.isatty()):
+            try:
+                yield read_scene(arguments, image)
+            except InputError as error:  # a tile of nodata for instance; predict says it again
+                logging.warning("not in the statistics: %s", error)
+
+    mean, std = measure_scenes(scenes())
+    return mean.tolist(), std.tolist()
+
+
+def predict(
+    arguments: argparse.Namespace, model: CrossEarthSAR, record: dict[str, Any], image: Path, target: Path
+) -> None:
+    started = time.perf_counter()
+    scene = read_scene(arguments, image)
+    if record["db_mean"] is None:
+        mean, std = measure_scenes([scene])
+    else:
+        mean, std = torch.tensor(record["db_mean"]), torch.tensor(record["db_std"])
+    height, width = scene.size
+    windows = len(list(sliding_windows(height, width, model.config.crop_size, model.config.crop_stride)))
+    with tqdm(total=windows, unit="window", leave=False, disable=not sys.stderr.isatty()) as bar:
+        found = predict_scene(model, scene, mean, std, on_window=lambda _: bar.update())
+    classes = ClassTable(names=tuple(record["classes"]), palette=tuple(map(tuple, record["palette"])))
+    write_class_map(found, target, classes, like=image if target.suffix == ".tif" else None)
+    blocks = np.array_split(found, max(1, height // 512))  # bincount makes eight bytes of each
+    pixels = np.sum([np.bincount(block.ravel(), minlength=IGNORE_INDEX + 1) for block in blocks], axis=0)
+    shares = [f"{name} {n / found.size:.1%}" for name, n in zip(classes.names, pixels, strict=False) if n]
+    shares += [f"not measured {pixels[IGNORE_INDEX] / found.size:.1%}"] * bool(pixels[IGNORE_INDEX])
+    seconds = time.perf_counter() - started
+    print(f"{target}: {height} x {width}, {seconds:.1f} s; {', '.join(shares)}", flush=True)

@@ -1,0 +1,1 @@
+"""Folders of images and published datasets, as samples of a task."""

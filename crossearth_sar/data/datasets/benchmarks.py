@@ -1,0 +1,286 @@
+"""The tables of class lists, palettes and benchmark datasets: data, no code that reads them.
+
+A row says what is known of a published dataset (`layouts.DatasetSpec`). What no source states is assumed,
+named in the row's `unstated`, and can be changed by the user (`official.open_spec`). The ten pre-training
+sources have their table in `sources.py`; which class of one dataset is which of another is in
+`class_maps.py`.
+"""
+
+from __future__ import annotations
+
+from crossearth_sar.data.datasets.layouts import DatasetSpec, DomainSpec, PaperCounts
+from crossearth_sar.data.sample import ClassTable
+
+SEVEN_CLASSES = ClassTable(
+    names=("building", "road", "water", "barren", "forest", "agricultural", "background"),
+    palette=(
+        (220, 60, 50),
+        (245, 210, 70),
+        (50, 110, 220),
+        (190, 150, 110),
+        (30, 120, 60),
+        (150, 200, 90),
+        (120, 120, 130),
+    ),
+)
+"""The land-cover classes of pre-training (CrossEarth-SAR-200K), in the paper's order."""
+
+DISTINCT_COLORS = (
+    (120, 120, 130),
+    (50, 110, 220),
+    (220, 60, 50),
+    (245, 210, 70),
+    (30, 120, 60),
+    (150, 200, 90),
+    (190, 150, 110),
+    (150, 80, 190),
+    (240, 140, 60),
+    (90, 200, 210),
+    (230, 130, 180),
+    (100, 70, 50),
+)
+"""Colours for a task that brings none."""
+
+
+def class_table(
+    names: tuple[str, ...], palette: tuple[tuple[int, int, int], ...] | None = None
+) -> ClassTable:
+    """A ClassTable for `names`; without a palette, colours are taken from a fixed list in turn."""
+    if palette is None:
+        palette = tuple(DISTINCT_COLORS[i % len(DISTINCT_COLORS)] for i in range(len(names)))
+    return ClassTable(names=names, palette=palette)
+
+
+_AIR_REGIONS = ("north", "south")
+_AIR_FULL = ("HH", "HV", "VV")  # VH repeats HV by reciprocity, and the model reads three bands
+
+AIR_POLSAR_SEG_2 = DatasetSpec(
+    key="AIR-PolSAR-Seg-2.0",
+    folder="AIR-PolSAR-Seg-2.0",
+    home="https://radars.ac.cn/en/article/doi/10.12000/JR24237",
+    tree=(
+        "{north,south}/{HH,HV,VH,VV}/N.tif   complex slices of 512 x 512, one channel a file",
+        "{north,south}/label/N.png           RGB labels",
+    ),
+    images="{region}/{polarization}/*.*",
+    labels="{region}/label/*.*",
+    regions={"north": ("north", "North"), "south": ("south", "South")},
+    domains={
+        "North": DomainSpec(regions=("north",), polarizations=_AIR_FULL),
+        "South": DomainSpec(regions=("south",), polarizations=_AIR_FULL),
+        "VV": DomainSpec(regions=_AIR_REGIONS, polarizations=("VV",)),
+        "HH": DomainSpec(regions=_AIR_REGIONS, polarizations=("HH",)),
+        "Full": DomainSpec(regions=_AIR_REGIONS, polarizations=_AIR_FULL),
+        "Real": DomainSpec(regions=_AIR_REGIONS, polarizations=_AIR_FULL),
+        "Complex(r)": DomainSpec(regions=_AIR_REGIONS, polarizations=_AIR_FULL, part="real"),
+        "Complex(i)": DomainSpec(regions=_AIR_REGIONS, polarizations=_AIR_FULL, part="imaginary"),
+        "AIR": DomainSpec(regions=_AIR_REGIONS, polarizations=_AIR_FULL),
+    },
+    classes=("water", "vegetation", "bare ground", "road", "building", "mountain"),
+    palette=((0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255), (255, 255, 0), (128, 0, 128)),
+    label_palette={
+        "water": (0, 0, 255),
+        "vegetation": (0, 255, 0),
+        "bare ground": (255, 0, 0),
+        "road": (0, 255, 255),
+        "building": (255, 255, 0),
+        "mountain": ((128, 0, 128), (255, 0, 255)),
+        "ignore": (0, 0, 0),
+    },
+    values="complex",
+    scene_size=(512, 512),
+    counts={
+        "north": PaperCounts(total=750, train=600, test=150),
+        "south": PaperCounts(total=792, train=633, test=159),
+    },
+    unstated=(
+        "file names and folders: one folder per region and channel is assumed",
+        "whether a slice is one complex file or a file per component: complex files are assumed",
+        "the RGB values of the labels: pure colours after the paper's figure are assumed, black is ignored",
+        "which channels «Full», «Real» and «Complex» stand for: HH, HV and VV as three bands",
+        "how a signed component is read: its magnitude |Re| or |Im|, as amplitudes are not negative",
+    ),
+)
+
+DDHR_SK = DatasetSpec(
+    key="DDHR-SK",
+    folder="DDHR-SK",
+    home="https://github.com/XD-MG/DDHRNet",
+    tree=(
+        "{korea,china}/256_cloud/GF3/N.jpg     SAR patches of 256 x 256",
+        "{korea,china}/256_cloud/label/N.png   class indices",
+    ),
+    images="{region}/256_cloud/GF3/*.*",
+    labels="{region}/256_cloud/label/*.*",
+    regions={"korea": ("korea", "Korea"), "china": ("china", "China", "shandong", "Shandong")},
+    domains={
+        "KR": DomainSpec(regions=("korea",)),
+        "CN": DomainSpec(regions=("china",)),
+        "DDHR": DomainSpec(regions=("china",)),
+    },
+    classes=("building", "road", "greenery", "water", "farmland", "other"),
+    palette=((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 0, 255), (255, 165, 0), (0, 0, 0)),
+    label_values={
+        0: "building",
+        1: "road",
+        2: "greenery",
+        3: "water",
+        4: "farmland",
+        5: "other",
+        255: "ignore",
+    },
+    bands=(0,),  # grey JPEGs are sometimes stored as three equal channels
+    scene_size=(256, 256),
+    upsample=True,
+    counts={
+        "korea": PaperCounts(total=6145, train=4916, test=1229),
+        "china": PaperCounts(total=7831, train=6265, test=1566),
+    },
+    unstated=(
+        "the index of «other», which public loaders do not have: 5 is assumed",
+        "the name of the Chinese region's folder: china or shandong",
+        "whether patches of 256 were enlarged to the 512 that the paper gives for every dataset: they are, "
+        "bilinearly (upsample: false keeps them)",
+        "what «DDHR» is in tasks across datasets: its counts (6265 for training) are those of China alone",
+    ),
+)
+
+FUSAR_MAP = DatasetSpec(
+    key="FUSAR-Map",
+    folder="FUSAR-Map",
+    home="https://shixianzheng.github.io/FUSAR-Map (linked from https://github.com/fudanxu/FUSAR-Map)",
+    tree=(
+        "sar_1024/JiuJiang_01_01_01_01_SAR_001.tif   uint8, 1024 x 1024",
+        "lab_1024/JiuJiang_01_01_01_01_LAB_001.tif   RGB labels",
+    ),
+    images="sar_1024/*_SAR_*.*",
+    labels="lab_1024/*_LAB_*.*",
+    domains={"FUSAR": DomainSpec(regions=("all",))},
+    classes=("building", "vegetation", "water", "road", "other"),
+    palette=((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 0, 0)),
+    label_palette={
+        "building": (255, 0, 0),
+        "vegetation": (0, 255, 0),
+        "water": (0, 0, 255),
+        "road": (255, 255, 0),
+        "other": (0, 0, 0),
+    },
+    bands=(0,),
+    scene_size=(1024, 1024),
+    split_unit="scene",
+    counts={"all": PaperCounts(total=2440, train=1952, test=488)},
+    unstated=(
+        "the word for labels in file names: LAB is assumed where images have SAR",
+        "the unit of the split: whole files of four patches, which gives the paper's counts and keeps "
+        "neighbouring patches on one side",
+    ),
+)
+
+OPEN_EARTH_MAP_SAR = DatasetSpec(
+    key="OpenEarthMap-SAR",
+    folder="OpenEarthMap-SAR",
+    home="https://zenodo.org/records/14622048 (IEEE GRSS Data Fusion Contest 2025, track 1)",
+    tree=(
+        "train/sar_images/*.tif   uint8, one band, 1024 x 1024",
+        "train/labels/*.tif       class values 0..8",
+    ),
+    images="train/sar_images/*.*",
+    labels="train/labels/*.*",
+    domains={"OpenEarthMap": DomainSpec(regions=("all",))},
+    classes=(
+        "background",
+        "bareland",
+        "rangeland",
+        "developed",
+        "road",
+        "tree",
+        "water",
+        "agriculture",
+        "building",
+    ),
+    palette=(
+        (0, 0, 0),
+        (128, 0, 0),
+        (0, 255, 36),
+        (148, 148, 148),
+        (255, 255, 255),
+        (34, 97, 38),
+        (0, 69, 255),
+        (75, 181, 73),
+        (222, 31, 7),
+    ),
+    scene_size=(1024, 1024),
+    counts={"all": PaperCounts(total=17332, train=13865, test=3467)},
+    unstated=("the unit of the split: single patches, since the paper's 13865 is no multiple of four",),
+)
+
+SARBUD = DatasetSpec(
+    key="SARBuD",
+    folder="SARBuD",
+    home="https://doi.org/10.11834/jrs.20220296",
+    tree=("images/*      256 x 256, from images.zip", "Labelimgs/*   binary, from Labelimgs.zip"),
+    images="images/*.*",
+    labels="Labelimgs/*.*",
+    domains={"SARBuD": DomainSpec(regions=("all",))},
+    classes=("background", "building"),
+    palette=((0, 0, 0), (255, 255, 255)),
+    label_values={0: "background", 1: "building", 255: "building"},
+    bands=(0,),
+    scene_size=(256, 256),
+    upsample=True,
+    counts={"all": PaperCounts(total=25000, train=20000, test=5000)},
+    unstated=(
+        "the value of a building: 1 and 255 are both read as one, so 255 ignores nothing here",
+        "file names: an image and its label are assumed to share theirs",
+        "whether patches of 256 were enlarged to 512: they are (upsample: false keeps them)",
+    ),
+)
+
+WHU_OPT_SAR = DatasetSpec(
+    key="WHU-OPT-SAR",
+    folder="WHU-OPT-SAR",
+    home="https://github.com/AmberHen/WHU-OPT-SAR-dataset",
+    tree=(
+        "sar/NH49E001013.tif   5556 wide, 3704 high",
+        "lbl/NH49E001013.tif   values 0, 10, … 70",
+        "The division of the dataset.txt   the official list, from the repository",
+    ),
+    images="sar/*.*",
+    labels="lbl/*.*",
+    domains={"WHU-SAR": DomainSpec(regions=("all",))},
+    classes=("background", "farmland", "city", "village", "water", "forest", "road", "other"),
+    palette=(
+        (0, 0, 0),
+        (204, 102, 1),
+        (255, 0, 0),
+        (255, 255, 1),
+        (0, 0, 255),
+        (85, 167, 0),
+        (93, 255, 255),
+        (152, 102, 153),
+    ),
+    label_values={
+        0: "background",
+        10: "farmland",
+        20: "city",
+        30: "village",
+        40: "water",
+        50: "forest",
+        60: "road",
+        70: "other",
+    },
+    scene_size=(3704, 5556),
+    split_unit="scene",
+    test_list="The division of the dataset.txt",
+    counts={"all": PaperCounts(total=8800, train=7040, test=1760)},
+    unstated=(
+        "whether the paper used the official list of images: it is used where its file lies beside sar and "
+        "lbl, else 20 of 100 scenes are drawn",
+        "how 88 patches of 512 come out of 5556 x 3704: 11 x 8, the last of a row and column shifted inward",
+    ),
+)
+
+BENCHMARK_DATASETS = {
+    spec.key: spec for spec in (AIR_POLSAR_SEG_2, DDHR_SK, FUSAR_MAP, OPEN_EARTH_MAP_SAR, SARBUD, WHU_OPT_SAR)
+}
+"""The six datasets of the 22 benchmarks by their names in the paper."""

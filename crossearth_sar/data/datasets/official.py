@@ -1,0 +1,354 @@
+"""A published dataset in its official layout as samples: found, split, windowed, mapped onto a task.
+
+One class reads every row of `specs.py` and `sources.py`. Scenes are cut while reading (`windows.py`); nothing
+on disk is copied or converted. What this is not: a downloader; a missing dataset says where to get it.
+
+C bands, H W pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from crossearth_sar.config import merge
+from crossearth_sar.data.datasets.benchmarks import class_table
+from crossearth_sar.data.datasets.class_maps import Task
+from crossearth_sar.data.datasets.folder import tile_starts
+from crossearth_sar.data.datasets.layouts import ComplexPart, DatasetSpec
+from crossearth_sar.data.datasets.places import Place, find_places
+from crossearth_sar.data.datasets.splits import Split, draw_split, stored_split, train_share
+from crossearth_sar.data.files.amplitude import to_amplitude
+from crossearth_sar.data.files.fill import fill_unmeasured
+from crossearth_sar.data.files.labels import decode_label, label_table
+from crossearth_sar.data.files.readers import read_bands, read_nodata, read_shape, valid_pixels
+from crossearth_sar.data.files.windows import Window, read_window
+from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable, Origin, Sample
+from crossearth_sar.errors import InputError, nearest
+
+Part = Literal["all", "train", "test"]
+
+DECODED_CHECKS = 32
+"""How many samples, evenly spaced, are read when a dataset is opened."""
+
+_SHOWN_PROBLEMS = 5
+
+_log = logging.getLogger(__name__)
+
+
+def open_spec(
+    rows: Mapping[str, DatasetSpec], key: str, changes: Mapping[str, Any] | None = None
+) -> DatasetSpec:
+    """The row `key` with `changes` merged over it: `{"label_palette": {}, "label_values": {0: "water", …}}`.
+
+    Raises:
+        InputError: for an unknown dataset or key, or a value that does not fit.
+    """
+    if key not in rows:
+        raise InputError(f"no dataset {key!r}{nearest(key, rows)}", expected=f"one of {', '.join(rows)}")
+    return merge(rows[key], changes or {}, key)
+
+
+class OfficialDataset:
+    """One domain of a published dataset; a `sample.SegmentationDataset`.
+
+    Args:
+        spec: which dataset, and how it lies.
+        data_root: the folder that holds `spec.folder`.
+        domain: a key of `spec.domains`.
+        part: "train" and "test" are the two sides of the split, "all" is both.
+        task: maps the dataset's classes onto a task's; None keeps the dataset's own.
+        splits: the folder where splits are kept; None: `splits` in `data_root`.
+        seed: of the split.
+        pseudo_labels: for a dataset without labels, a folder of label maps that mirrors the image paths
+            below the dataset's folder (PNG, indices of `spec.classes`, 255 ignored).
+        check: read up to 32 samples now.
+
+    Attributes:
+        notes: where the files differ from the paper's counts, one sentence each; also logged as warnings.
+
+    Raises:
+        InputError: the dataset or a part of it is missing, the split does not fit it, a file is damaged, an
+            image and its label differ in size, or a label holds an unknown value.
+    """
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        data_root: str | Path,
+        domain: str,
+        *,
+        part: Part = "all",
+        task: Task | None = None,
+        splits: str | Path | None = None,
+        seed: int = 0,
+        pseudo_labels: str | Path | None = None,
+        check: bool = True,
+    ) -> None:
+        if domain not in spec.domains:
+            raise InputError(
+                f"{spec.key} has no domain {domain!r}{nearest(domain, spec.domains)}",
+                expected=f"one of {', '.join(spec.domains)}",
+            )
+        self.spec, self.domain = spec, spec.domains[domain]
+        self.root = Path(data_root).expanduser() / spec.folder
+        self.classes: ClassTable = task.classes if task else class_table(spec.classes, spec.palette)
+        self._lookup = task.lookup(spec.key, spec.classes) if task else np.arange(256, dtype=np.uint8)
+        values = {**dict(enumerate(spec.classes)), IGNORE_INDEX: "ignore"}
+        has_own = spec.labels is not None
+        self._labels = label_table(
+            spec.classes,
+            (spec.label_values if has_own else values) or None,
+            spec.label_palette if has_own else None,
+        )
+        self.notes: list[str] = []
+        folder = None if pseudo_labels is None else Path(pseudo_labels).expanduser()
+        self._places = find_places(spec, self.domain, self.root, folder)
+        self._samples = self._cut()
+        names = [self._name(*sample) for sample in self._samples]
+        self._note_counts()
+        if part != "all":
+            splits_folder = Path(data_root).expanduser() / "splits" if splits is None else Path(splits)
+            kept = self._kept(names, part, splits_folder, seed)
+            self._samples = [s for s, name in zip(self._samples, names, strict=True) if name in kept]
+        if check:
+            self._check()
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        place, window = self._samples[index]
+        values, valid = self._read_bands(self._places[place], window)
+        amplitude = self._amplitude(values, valid, self._places[place])
+        mask = self._mask(self._places[place], window, amplitude.shape[1:])
+        mask[~valid] = IGNORE_INDEX
+        image = torch.from_numpy(fill_unmeasured(amplitude, valid))
+        labels = torch.from_numpy(mask.astype(np.int64))
+        if self.spec.upsample:
+            image, labels = _enlarged(image, labels, self.spec.window)
+        return Sample(image=image, mask=labels, name=self._name(place, window))
+
+    def origin(self, index: int) -> Origin:
+        """Files and window of a sample: see `sample.Origin`."""
+        number, window = self._samples[index]
+        place = self._places[number]
+        label = None if place.label is None else os.path.abspath(place.label)
+        return tuple(os.path.abspath(image) for image in place.images), label, window
+
+    @property
+    def names(self) -> list[str]:
+        """Of the samples, in their order."""
+        return [self._name(*sample) for sample in self._samples]
+
+    def _cut(self) -> list[tuple[int, Window | None]]:
+        """(place, window) of every sample; None for whole files."""
+        spec, side = self.spec, self.spec.window
+        if spec.scene_size is not None and max(spec.scene_size) <= side:
+            return [(i, None) for i in range(len(self._places))]
+        samples: list[tuple[int, Window | None]] = []
+        for i, place in enumerate(self._places):
+            _, height, width = read_shape(place.images[0], band_axis=spec.band_axis)
+            if place.label is not None:
+                _require_equal(place, (height, width), read_shape(place.label)[1:])
+            samples += [
+                (i, Window(top, left, min(side, height), min(side, width)))
+                for top in tile_starts(height, side)
+                for left in tile_starts(width, side)
+            ]
+        return samples
+
+    def _name(self, place: int, window: Window | None) -> str:
+        name = self._places[place].name
+        return name if window is None else f"{name}_y{window.top}_x{window.left}"
+
+    def _note_counts(self) -> None:
+        found = Counter(self._places[place].region for place, _ in self._samples)
+        for region in self.domain.regions:
+            paper = self.spec.counts.get(region)
+            if paper is not None and found[region] != paper.total:
+                self.notes.append(
+                    f"{self.spec.key}, region {region}: got {found[region]} patches, "
+                    f"the paper has {paper.total}"
+                )
+        for note in self.notes:
+            _log.warning("%s", note)
+
+    def _kept(self, names: list[str], part: Part, folder: Path, seed: int) -> set[str]:
+        """Names of the samples on one side of the split, region by region."""
+        kept: set[str] = set()
+        for region in self.domain.regions:
+            here = [
+                (self._places[place].name, name)
+                for (place, _), name in zip(self._samples, names, strict=True)
+                if self._places[place].region == region
+            ]
+            split = self._region_split(region, here, folder, seed)
+            chosen = set(split.train if part == "train" else split.test)
+            by_scene = self.spec.split_unit == "scene"
+            kept |= {name for scene, name in here if (scene if by_scene else name) in chosen}
+        if not kept:
+            raise InputError(
+                f"the {part} side of {self.spec.key} is empty",
+                got=f"{len(names)} samples",
+                expected="at least five, for four fifths and one fifth",
+            )
+        return kept
+
+    def _region_split(self, region: str, here: list[tuple[str, str]], folder: Path, seed: int) -> Split:
+        spec = self.spec
+        units = list(dict.fromkeys(scene if spec.split_unit == "scene" else name for scene, name in here))
+        official = None if spec.test_list is None else self.root / spec.test_list
+        if official is not None and official.is_file():
+            return _official_split(official, units)
+        if official is not None:
+            note = f"{spec.key}: no official list at {official}, the split is drawn"
+            self.notes.append(note)
+            _log.warning("%s", note)
+        train = train_share(len(here), spec.counts.get(region)) * len(units) // len(here)
+        group = f"{spec.key}/{region}"
+        drawn = draw_split(units, train_count=train, seed=seed, group=group)
+        path = folder / f"{spec.key}-{region}-seed{seed}.json"
+        about = {"dataset": spec.key, "region": region, "seed": seed, "unit": spec.split_unit}
+        return stored_split(path, units, drawn=drawn, about=about)
+
+    def _read_bands(self, place: Place, window: Window | None) -> tuple[np.ndarray, np.ndarray]:
+        """The bands of every channel's file, (C, H, W) in their dtype; (H, W) bool, valid in all of them."""
+        parts, valid = [], []
+        for path in place.images:
+            axis = self.spec.band_axis
+            if window is None:
+                bands = read_bands(path, band_axis=axis)
+                self._require_size(bands, path)
+            else:
+                bands = read_window(path, window, band_axis=axis)
+            if np.iscomplexobj(bands) != (self.spec.values == "complex"):
+                raise InputError(  # before channels are joined, which would make complex numbers of all
+                    f"{path} is not {self.spec.values!r} as {self.spec.key} is declared",
+                    got=f"dtype {bands.dtype}",
+                    expected="a complex dtype" if self.spec.values == "complex" else "a real dtype",
+                    fix="correct values in the data file",
+                )
+            if self.spec.bands is not None:
+                if max(self.spec.bands) >= len(bands):
+                    raise InputError(f"{path} has no band {max(self.spec.bands)}", got=f"{len(bands)} bands")
+                bands = bands[list(self.spec.bands)]
+            nodata = read_nodata(path) if self.spec.nodata is None else self.spec.nodata
+            valid.append(valid_pixels(bands, nodata))
+            parts.append(bands)
+            if parts[0].shape != bands.shape:
+                raise InputError(
+                    f"channels of one place differ: {place.images[0]} and {path}",
+                    got=f"{parts[0].shape} and {bands.shape} (bands, height, width)",
+                    expected="the same shape",
+                )
+        if len(parts) * len(parts[0]) > 3:
+            raise InputError(
+                f"{place.images[0]} has more bands than the model reads",
+                got=f"{len(parts) * len(parts[0])}",
+                expected="at most 3",
+                fix="choose some in the data file: bands: [0]",
+            )
+        return np.concatenate(parts), np.logical_and.reduce(valid)
+
+    def _require_size(self, bands: np.ndarray, path: Path) -> None:
+        size = self.spec.scene_size
+        if size is not None and bands.shape[1:] != size:
+            raise InputError(
+                f"{path} has another size than {self.spec.key} was published with",
+                got=f"{bands.shape[1]} x {bands.shape[2]}",
+                expected=f"{size[0]} x {size[1]} (height x width)",
+                fix="get it anew, or set scene_size: null in the data file if you cut it yourself",
+            )
+
+    def _amplitude(self, values: np.ndarray, valid: np.ndarray, place: Place) -> np.ndarray:
+        name = place.images[0]
+        part: ComplexPart = self.domain.part
+        if part != "amplitude" and np.iscomplexobj(values):
+            component = np.abs(values.real if part == "real" else values.imag)
+            return to_amplitude(component, "amplitude", valid=valid, name=name)
+        return to_amplitude(values, self.spec.values, valid=valid, name=name)
+
+    def _mask(self, place: Place, window: Window | None, shape: tuple[int, ...]) -> np.ndarray:
+        if place.label is None:
+            return np.full(shape, IGNORE_INDEX, np.uint8)
+        rgb = self._labels.is_rgb
+        if window is None:
+            raw = read_bands(place.label, colormap="expand" if rgb else "index")
+            _require_equal(place, shape, raw.shape[1:])
+        else:
+            raw = read_window(place.label, window, expand_colors=rgb)
+        return self._lookup[decode_label(raw, self._labels, name=place.label)]
+
+    def _check(self) -> None:
+        count = min(len(self), DECODED_CHECKS)
+        problems: list[InputError] = []
+        for i in range(count):
+            try:
+                self[i * len(self) // count]
+            except InputError as error:
+                problems.append(error)
+        if len(problems) == 1:
+            raise problems[0]
+        if problems:
+            lines = [f"{i}. {problem}" for i, problem in enumerate(problems[:_SHOWN_PROBLEMS], 1)]
+            more = len(problems) - _SHOWN_PROBLEMS
+            raise InputError(
+                "\n".join(
+                    [
+                        f"{self.spec.key}: {len(problems)} of {count} samples looked at cannot be used",
+                        *lines,
+                        *([f"and {more} more"] if more > 0 else []),
+                    ]
+                )
+            )
+
+
+def _official_split(path: Path, units: list[str]) -> Split:
+    """Test scenes from a text file of names, one a line, with or without a suffix; after a line `test:` if
+    there is one, up to the next such heading."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the list {path}", got=str(error)) from error
+    if "test:" in lines:
+        lines = lines[lines.index("test:") + 1 :]
+        lines = list(itertools.takewhile(lambda line: not line.endswith(":"), lines))
+    listed = {Path(line).stem for line in lines}
+    unknown = listed - set(units)
+    if unknown or not listed:
+        raise InputError(
+            f"the list {path} does not fit the dataset",
+            got=f"{len(listed)} names, {len(unknown)} of them unknown: {', '.join(sorted(unknown)[:3])}",
+            expected=f"names of test scenes among {', '.join(units[:3])} …",
+            fix="correct the list, or remove it to draw a split",
+        )
+    return Split(tuple(u for u in units if u not in listed), tuple(u for u in units if u in listed))
+
+
+def _require_equal(place: Place, image: tuple[int, ...], label: tuple[int, ...]) -> None:
+    if tuple(image) != tuple(label):
+        raise InputError(
+            f"image and label differ in size: {place.images[0]} and {place.label}",
+            got=f"image {image[0]} x {image[1]}, label {label[0]} x {label[1]} (height x width)",
+            expected="one label pixel per image pixel",
+        )
+
+
+def _enlarged(image: torch.Tensor, mask: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image smaller than `side` on both axes, enlarged to it on the longer; labels are copied."""
+    height, width = mask.shape
+    if max(height, width) >= side:
+        return image, mask
+    size = (round(height * side / max(height, width)), round(width * side / max(height, width)))
+    image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+    return image, F.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()

@@ -1,0 +1,1 @@
+"""Reading SAR image and label files: formats, windows, values, what is missing in them."""

@@ -1,0 +1,181 @@
+"""Label files to class indices: raw values or colours, through a table that has to know every one of them.
+
+A value the table does not know is an error, never a guess: a label map read one class off trains quietly and
+scores badly. `ignore` in a table means the pixel neither trains nor counts.
+
+C bands, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crossearth_sar.data.files.readers import read_bands
+from crossearth_sar.data.sample import IGNORE_INDEX
+from crossearth_sar.errors import InputError, nearest
+
+IGNORE = "ignore"
+"""The name that stands for IGNORE_INDEX in label_values and label_palette."""
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """How raw labels become class indices.
+
+    codes: raw values, ascending; a colour is packed as R * 65536 + G * 256 + B.
+    indices: the class index, or IGNORE_INDEX, of each code.
+    names: the class name, or "ignore", of each code.
+    is_rgb: whether labels are colours.
+    """
+
+    codes: tuple[int, ...]
+    indices: tuple[int, ...]
+    names: tuple[str, ...]
+    is_rgb: bool
+
+    def describe(self) -> str:
+        """`0 (other), 1 (water), -1 (ignore)`, for messages."""
+        pairs = zip(self.codes, self.names, strict=True)
+        return ", ".join(f"{_show(code, self.is_rgb)} ({name})" for code, name in pairs)
+
+
+def label_table(
+    classes: Sequence[str],
+    values: Mapping[int, str] | None = None,
+    palette: Mapping[str, RGB | Sequence[RGB]] | None = None,
+) -> LabelTable:
+    """The table for label files of `classes`.
+
+    Args:
+        classes: class names; their order is the order of the indices.
+        values: raw label value -> class name or "ignore".
+        palette: class name or "ignore" -> its RGB colour, or several. Neither: label value i is class i
+            and 255 is ignored.
+
+    Raises:
+        InputError: both are given; a class name is unknown; a colour is no colour or stands twice.
+    """
+    if values and palette:
+        raise InputError(
+            "label_values and label_palette are both given",
+            expected="one of them",
+            fix="label_values for numbers, label_palette for RGB colours",
+        )
+    if IGNORE in classes:
+        raise InputError(
+            f"a class is named {IGNORE!r}, which means unlabelled here",
+            got=tuple(classes),
+            fix=f"leave it out of classes and map its value to {IGNORE!r}",
+        )
+    if palette:
+        pairs = [(_pack(color), name) for name, colors in palette.items() for color in _colors(name, colors)]
+        repeated = {code for code, _ in pairs if sum(code == other for other, _ in pairs) > 1}
+        if repeated:
+            raise InputError(
+                "label_palette has a colour twice",
+                got=", ".join(_show(code, True) for code in sorted(repeated)),
+                expected="each colour once",
+            )
+    elif values:
+        pairs = list(values.items())
+    else:
+        pairs = [*enumerate(classes), (IGNORE_INDEX, IGNORE)]
+    index_of = {name: i for i, name in enumerate(classes)} | {IGNORE: IGNORE_INDEX}
+    for _, name in pairs:
+        if name not in index_of:
+            where = "label_palette" if palette else "label_values"
+            raise InputError(
+                f"{where} names an unknown class {name!r}{nearest(name, index_of)}",
+                expected=f"one of {', '.join(index_of)}",
+                fix=f"correct {where} or classes",
+            )
+    pairs.sort()
+    return LabelTable(
+        tuple(code for code, _ in pairs),
+        tuple(index_of[name] for _, name in pairs),
+        tuple(name for _, name in pairs),
+        bool(palette),
+    )
+
+
+def read_label(path: str | Path, table: LabelTable) -> np.ndarray:
+    """The label file at `path` as (H, W) uint8 class indices, IGNORE_INDEX where nothing is to be learned.
+
+    Raises:
+        InputError: the file cannot be read, has the wrong number of bands, or holds a value the table
+            does not know; the message counts its pixels.
+    """
+    bands = read_bands(path, colormap="expand" if table.is_rgb else "index")
+    return decode_label(bands, table, name=path)
+
+
+def decode_label(values: np.ndarray, table: LabelTable, *, name: object = "label") -> np.ndarray:
+    """(H, W) uint8 class indices of raw labels (C, H, W), C = 1 for values and 3, or 4 with alpha, for RGB.
+
+    NaN in a label of floats is IGNORE_INDEX. Raises InputError as `read_label` does.
+    """
+    if len(values) not in ((3, 4) if table.is_rgb else (1,)):
+        raise InputError(
+            f"label {name} has {len(values)} bands",
+            expected="an RGB image" if table.is_rgb else "one band of class values",
+            fix="declare label_values, not label_palette"
+            if table.is_rgb
+            else "for an RGB label declare label_palette",
+        )
+    if table.is_rgb:
+        red, green, blue = values[:3].astype(np.int64)
+        raw = (red << 16) | (green << 8) | blue
+    else:
+        raw = values[0]
+    codes = np.array(table.codes, dtype=np.int64)
+    position = np.minimum(np.searchsorted(codes, raw), len(codes) - 1)
+    known = codes[position] == raw
+    mask = np.array(table.indices, dtype=np.uint8)[position]
+    if raw.dtype.kind == "f":
+        missing = np.isnan(raw)
+        mask[missing] = IGNORE_INDEX
+        known |= missing
+    if not known.all():
+        _refuse_unknown(raw[~known], table, name)
+    return mask
+
+
+def _refuse_unknown(unknown: np.ndarray, table: LabelTable, name: object) -> None:
+    found, counts = np.unique(unknown, return_counts=True)
+    order = np.argsort(-counts)
+    shown = [f"{_show(found[i], table.is_rgb)} ({counts[i]} pixels)" for i in order[:5]]
+    if len(found) > 5:
+        shown.append(f"and {len(found) - 5} more")
+    where = "label_palette" if table.is_rgb else "label_values"
+    raise InputError(
+        f"label {name} has {'colours' if table.is_rgb else 'values'} that stand for no class",
+        got=", ".join(shown),
+        expected=table.describe(),
+        fix=f"add them to {where}, with a class name or {IGNORE!r}",
+    )
+
+
+def _colors(name: str, colors: RGB | Sequence[RGB]) -> list[RGB]:
+    listed = [colors] if colors and isinstance(colors[0], int) else list(colors)
+    for color in listed:
+        if not (isinstance(color, Sequence) and len(color) == 3 and all(0 <= c <= 255 for c in color)):
+            raise InputError(
+                f"label_palette {name!r} has something that is no colour",
+                got=color,
+                expected="[red, green, blue], each 0 to 255",
+            )
+    return listed  # type: ignore[return-value]
+
+
+def _pack(color: RGB) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def _show(code: int | float, is_rgb: bool) -> str:
+    return f"[{int(code) >> 16}, {int(code) >> 8 & 255}, {int(code) & 255}]" if is_rgb else f"{code:g}"

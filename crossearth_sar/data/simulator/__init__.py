@@ -1,0 +1,1 @@
+"""A physical SAR simulator: land cover, backscatter, speckle, scenes."""

@@ -1,0 +1,1 @@
+"""What is learnt: a model, its losses and its score."""

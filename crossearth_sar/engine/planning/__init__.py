@@ -1,0 +1,1 @@
+"""How a run lies on its ranks, and what memory that takes, before anything is built."""

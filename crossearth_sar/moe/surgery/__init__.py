@@ -1,0 +1,1 @@
+"""The layer in place of a dense FFN: reading it, upcycling it, replacing it."""

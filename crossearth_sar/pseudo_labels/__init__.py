@@ -1,0 +1,1 @@
+"""Labels for SAR images from teachers that see their optical twins."""

@@ -1,0 +1,207 @@
+"""train/predict.py as its users run it: maps of several kinds of files, going on, and wrong input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from crossearth_sar import InputError, build_model, load_model, save_model
+from crossearth_sar.cli import predict
+from crossearth_sar.cli.main import main
+from crossearth_sar.data.files.fill import fill_unmeasured
+from crossearth_sar.data.files.readers import read_bands
+from crossearth_sar.device import checked_device
+
+SMALL = {
+    "vit": {"dim": 32, "num_heads": 2, "image_size": 64, "patch_size": 16, "depth": 4},
+    "decoder": {"channels": 32, "num_queries": 8, "pixel_layers": 1, "query_layers": 1},
+    "crop_size": 64,
+    "crop_stride": 40,
+}
+ALL = ["--images", "data/*/*.*", "--values", "amplitude"]
+
+
+def speckle(height: int, width: int) -> np.ndarray:
+    mean = np.linspace(20, 90, width) * (1 + np.arange(height) // 30 % 2)[:, None]
+    return (mean * np.random.default_rng(0).rayleigh(size=(height, width))).clip(1, 255).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(4)
+    folder = tmp_path_factory.mktemp("predict") / "model"
+    model = build_model("crossearth_sar_tiny", 3, changes=SMALL)
+    model.name_classes(["sea", "land", "ice"], [(0, 0, 200), (90, 60, 0), (255, 255, 255)])
+    save_model(model, folder)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the model and three images: a PNG, a float TIFF with nodata, an NPY."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(saved)
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    Image.fromarray(speckle(50, 70).astype(np.uint8)).save("data/a/one.png")
+    tiff = speckle(50, 64)
+    tiff[:9, 3:20] = -9999
+    tags = [(42113, "s", 0, "-9999", True)]  # GDAL's nodata
+    tifffile.imwrite("data/a/two.tif", tiff, extratags=tags, photometric="minisblack")
+    np.save("data/b/three.npy", speckle(64, 60))
+    return tmp_path
+
+
+@pytest.fixture
+def without_rasterio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "has_rasterio", lambda: False)
+
+
+def run(*arguments: str, output: str = "maps") -> int:
+    return main(["predict", "--model", "model", "--output", output, "--device", "cpu", *arguments])
+
+
+@pytest.mark.usefixtures("without_rasterio")
+def test_a_folder_of_png_tiff_and_npy(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert run(*ALL) == 0, capsys.readouterr().err
+    assert "rasterio is not installed" in caplog.text
+    assert "3 of 3 maps in maps" in capsys.readouterr().out
+    record = json.loads((place / "maps" / "prediction.json").read_text())
+    assert record["classes"] == ["sea", "land", "ice"]
+    assert record["palette"][2] == [255, 255, 255]
+    statistics = torch.tensor(record["db_mean"])[None], torch.tensor(record["db_std"])[None]
+    model = load_model("model")
+    found = set()
+    for name in ("a/one.png", "a/two.tif", "b/three.npy"):
+        values = read_bands(place / "data" / name).astype(np.float32)
+        nodata = values[0] == -9999
+        filled = torch.from_numpy(fill_unmeasured(values, ~nodata))[None]
+        expected = model.predict(filled, *statistics)[0].numpy()
+        expected[nodata] = 255
+        got = read_bands((place / "maps" / name).with_suffix(".png"))[0]  # a label map: indices
+        assert np.array_equal(got, expected), name
+        found |= {*np.unique(got).tolist()}
+    assert {255} < found
+    assert len(found) > 2, "one class everywhere would show no mistake"
+    with Image.open(place / "maps" / "a" / "two.png") as picture:
+        assert picture.convert("RGB").getpixel((5, 5)) == (212, 212, 212)
+        index = picture.getpixel((60, 40))
+        assert list(picture.convert("RGB").getpixel((60, 40))) == record["palette"][index]
+
+
+@pytest.mark.usefixtures("without_rasterio")
+def test_finished_maps_are_left_alone_and_statistics_kept(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*ALL) == 0
+    first = {path: path.read_bytes() for path in (place / "maps").rglob("*.*") if path.is_file()}
+    assert len(first) == 4
+    (place / "maps" / "a" / "one.png").write_bytes(b"finished")
+    (place / "maps" / "a" / "two.png").unlink()
+    Image.fromarray(speckle(40, 40).astype(np.uint8)).save("data/a/new.png")  # would change the statistics
+    capsys.readouterr()
+    assert run(*ALL) == 0
+    assert "2 of 4 maps are there already" in capsys.readouterr().out
+    assert (place / "maps" / "a" / "new.png").is_file()
+    assert (place / "maps" / "a" / "one.png").read_bytes() == b"finished"
+    for name in ("a/two.png", "prediction.json"):
+        assert (place / "maps" / name).read_bytes() == first[place / "maps" / name]
+    assert run(*ALL[:3], "intensity") == 2
+    said = capsys.readouterr().err
+    assert "got: values 'intensity'" in said
+    assert "expected: values 'amplitude'" in said
+
+
+def test_a_geotiff_keeps_its_place(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="georeferenced maps")
+    transform = rasterio.Affine(10, 0, 500_000, 0, -10, 4_600_000)
+    size = {"height": 40, "width": 50, "count": 1, "dtype": "float32"}
+    with rasterio.open("scene.tif", "w", crs="EPSG:32633", transform=transform, nodata=0, **size) as file:
+        values = speckle(40, 50)
+        values[30:, :7] = 0
+        file.write(values, 1)
+    arguments = ["--images", "scene.tif", "--values", "amplitude", "--normalize", "image"]
+    assert run(*arguments) == 0, capsys.readouterr().err
+    with rasterio.open("maps/scene.tif") as got:
+        assert got.crs.to_epsg() == 32633
+        assert got.transform == transform
+        assert got.nodata == 255
+        assert got.dtypes == ("uint8",)
+        classes = got.read(1)
+        record = json.loads(Path("maps/prediction.json").read_text())
+        assert [list(got.colormap(1)[i][:3]) for i in range(3)] == record["palette"]
+        assert got.tags(1)["class_2"] == "ice"
+    assert record["db_mean"] is None
+    assert np.array_equal(classes == 255, values == 0)
+    assert np.array_equal(read_bands("maps/scene.tif")[0], classes)
+
+
+@pytest.mark.usefixtures("without_rasterio")
+def test_one_bad_image_does_not_stop_the_others(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save("data/a/empty.npy", np.full((20, 20), np.nan, np.float32))
+    assert run("--images", "data/a/*.*", "--values", "amplitude") == 1
+    said = capsys.readouterr()
+    assert "no map: data/a/empty.npy has no valid pixel" in said.err
+    assert "2 of 3 maps in maps" in said.out
+    assert sorted(path.name for path in (place / "maps").iterdir()) == [
+        "one.png",
+        "prediction.json",
+        "two.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--images", "data/*.tif", "--values", "db"], "names no file"),
+        (["--images", "data/a", "--values", "db"], "give 'data/a/*.tif'"),
+        (["--images", "data/a/*", "--values", "db", "--output", "data"], "lies in --output"),
+        (["--images", "data/a/*.png", "x/one.npy", "--values", "db"], "two images would give maps/one.png"),
+        (
+            ["--images", "x/four.npy", "--values", "db"],
+            "1 of 1 images cannot be used\nx/four.npy has 4",
+        ),
+        (["--images", "data/*/*", "--values", "db"], "values that are no decibels"),
+        (["--images", "data/*/*", "--values", "complex"], "is real but its values are declared 'complex'"),
+        ([*ALL, "--model", "nowhere"], "no model in nowhere"),
+        ([*ALL, "--device", "gpu"], "device 'gpu' cannot be used"),
+    ],
+)
+@pytest.mark.usefixtures("without_rasterio")
+def test_wrong_input_ends_with_one_screen(
+    arguments: list[str],
+    words: str,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (place / "x").mkdir()
+    np.save("x/one.npy", speckle(30, 30))
+    np.save("x/four.npy", np.stack([speckle(30, 30)] * 4))
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert len(said.splitlines()) < 25
+    assert not (place / "maps").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named() -> None:
+    assert checked_device("cpu").type == "cpu"
+    with pytest.raises(InputError, match=r"(?s)device 'cuda' cannot be used.*--device cpu"):
+        checked_device("cuda")

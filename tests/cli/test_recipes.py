@@ -1,0 +1,58 @@
+"""Every recipe is a run that can work on the ranks it is for, and its DeepSpeed json is what code builds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from crossearth_sar.config import from_mapping, read_yaml
+from crossearth_sar.data.datasets.pretraining import (
+    PRETRAINING_IMAGES,
+    PRETRAINING_SOURCES,
+    VALIDATION_IMAGES,
+)
+from crossearth_sar.engine.config import RunConfig
+from crossearth_sar.engine.planning.layout import deepspeed_config, plan_layout, run_model_config
+
+TRAIN = Path(__file__).resolve().parents[2] / "train"
+RECIPES = TRAIN.parent / "crossearth_sar" / "cli" / "recipes"
+GPUS = {"cpt_s": 8, "cpt_b": 8, "cpt_l": 16, "cpt_l_experts": 16, "cpt_l_small": 4, "cpt_200k": 16}
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_json_is_what_the_code_builds(name: str) -> None:
+    """train/NAME.json is written by cpt.py --config NAME --write-deepspeed … --ranks N."""
+    config = from_mapping(RunConfig, read_yaml(RECIPES / f"{name}.yaml"))
+    layout = plan_layout(config, run_model_config(config, 7), ranks=GPUS[name], on_gpu=True)
+    written = json.loads((TRAIN / f"{name}.json").read_text(encoding="utf-8"))
+    assert written == deepspeed_config(config, layout)
+    assert layout.use_bf16
+    assert layout.micro_batch * config.accumulation * GPUS[name] == config.batch_size
+    if config.train.folder is not None:
+        assert len(config.train.folder.classes) == 7
+
+
+def test_the_200k_recipe_is_the_papers_set() -> None:
+    """All ten sources train, six by a teacher's labels; 4,000 images with real labels validate."""
+    config = from_mapping(RunConfig, read_yaml(RECIPES / "cpt_200k.yaml"))
+    assert [part.name for part in config.train.mixture] == list(PRETRAINING_SOURCES)
+    for part in config.train.mixture:
+        source, official = PRETRAINING_SOURCES[part.name], part.official
+        assert official is not None
+        pseudo = source.labels_are == "pseudo"
+        expected = ("all", f"pseudo/{part.name}/labels") if pseudo else ("train", None)
+        assert (official.part, official.pseudo_labels) == expected
+        assert (official.dataset, official.task) == (part.name, "seven")
+    validated = [part.official for part in config.validation.mixture]
+    assert [(o.dataset, o.part) for o in validated if o] == [
+        (key, "test") for key, source in PRETRAINING_SOURCES.items() if source.labels_are == "real"
+    ]
+    assert config.validation.max_samples == VALIDATION_IMAGES
+    assert config.steps == pytest.approx(18 * PRETRAINING_IMAGES / config.batch_size, rel=0.01)
+
+
+def test_every_recipe_is_looked_at() -> None:
+    for files in (RECIPES.glob("cpt_*.yaml"), TRAIN.glob("cpt_*.json")):
+        assert {path.stem for path in files} == set(GPUS)
