@@ -130,7 +130,12 @@ class CrossEarthSAR(nn.Module, HubFolder):
         self.class_names, self.palette = tuple(names), colors
 
     def forward(
-        self, image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None
+        self,
+        image_BCHW: Tensor | None,
+        db_mean: Tensor | None = None,
+        db_std: Tensor | None = None,
+        *,
+        feature_maps: Sequence[Tensor] | None = None,
     ) -> ModelOutput:
         """Linear amplitude in, logits and routing out.
 
@@ -140,10 +145,14 @@ class CrossEarthSAR(nn.Module, HubFolder):
                 NaN logits.
             db_mean, db_std: (C,) or (B, C), statistics of 20 log10(amplitude) of the images' domain; not
                 given, each image's own are taken.
+            feature_maps: what `features` gave earlier, in place of an image: the decoder's part alone.
 
         Raises:
             InputError: for more than 3 bands, statistics that do not fit them, or part of a patch.
         """
+        if feature_maps is not None:
+            return ModelOutput(self.decoder(list(feature_maps)), ())
+        assert image_BCHW is not None
         features = self.features(image_BCHW, db_mean, db_std)
         routing = tuple(r for r in features.routing if r is not None)
         return ModelOutput(self.decoder(features.feature_maps), routing)
@@ -163,7 +172,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         parts = self.decoder.loss(output.decoder, mask_BHW)
         segmentation = torch.stack(list(parts.values())).sum()
         balance = segmentation.new_zeros(())
-        if self.config.moe:
+        if self.config.moe and output.routing:
             balance = torch.stack(
                 [r.balance_loss(self.config.moe.balance_weight) for r in output.routing]
             ).sum()
@@ -299,6 +308,11 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if weights is None else weights
     save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / WEIGHTS_FILE)
+    save_config(model, folder)
+
+
+def save_config(model: CrossEarthSAR, folder: Path) -> None:
+    """Writes `config.json` alone: what `load_model` builds."""
     mapping = to_mapping(_with_backend(model.config, "auto"))
     if model.class_names is not None:
         mapping["classes"] = to_mapping({"names": model.class_names, "palette": model.palette})

@@ -81,6 +81,7 @@ class RankPool:
         return [answers[rank] for rank in range(self.size)]
 
 
+_begun: list[Any] = []
 _pools: dict[int, RankPool] = {}
 
 
@@ -130,17 +131,21 @@ def micro_run(output: Path, **changes: Any) -> Any:
 
 
 def begin(config: Any, resume: str | None = None) -> Any:
-    """A trainer on this rank, ready to fit, with one thread."""
+    """A run on this rank, ready to fit, with one thread; the one before gives its folder back."""
     import torch
 
     from crossearth_sar.engine.distributed import start_ranks
-    from crossearth_sar.engine.loop import Trainer
+    from crossearth_sar.engine.executors.choose import executor_name
+    from crossearth_sar.engine.segmentation_run import segmentation_run
 
-    ranks = start_ranks()
+    while _begun:
+        _begun.pop().close()
+    ranks = start_ranks(deepspeed=executor_name(config) == "deepspeed")
     torch.set_num_threads(1)
-    trainer = Trainer(config, ranks)
-    trainer.start(resume)
-    return trainer
+    run = segmentation_run(config, ranks)
+    _begun.append(run)
+    run.start(resume)
+    return run
 
 
 @contextlib.contextmanager
@@ -191,7 +196,7 @@ def optimizer_for_comparison() -> Iterator[None]:
     """
     import torch
 
-    from crossearth_sar.engine import loop
+    from crossearth_sar.engine.executors.deepspeed import executor
     from crossearth_sar.engine.optim import make_optimizer
     from crossearth_sar.engine.planning.layout import deepspeed_config
 
@@ -210,11 +215,11 @@ def optimizer_for_comparison() -> Iterator[None]:
             group["eps"] = 1e-3
         return adamw
 
-    loop.make_optimizer, loop.deepspeed_config = optimizer, settings
+    executor.make_optimizer, executor.deepspeed_config = optimizer, settings
     try:
         yield
     finally:
-        loop.make_optimizer, loop.deepspeed_config = make_optimizer, deepspeed_config
+        executor.make_optimizer, executor.deepspeed_config = make_optimizer, deepspeed_config
 
 
 def _deep_update(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -225,9 +230,7 @@ def _deep_update(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any
 def _imported_context() -> Any:
     """Processes that are forked from one that has imported all they need: seconds per rank are saved."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["deepspeed", "crossearth_sar.engine.results", "crossearth_sar.engine.executors.deepspeed.experts"]
-    )
+    context.set_forkserver_preload(["deepspeed", "crossearth_sar.engine.segmentation_run"])
     before = dict(os.environ)
     os.environ.update(CPU_ONLY)
     try:

@@ -25,7 +25,7 @@ from crossearth_sar.data.sample import IGNORE_INDEX, Sample
 class AugmentConfig:
     """How training samples are varied.
 
-    crop_size: side of the square that comes out, pixels.
+    crop_size: side of the square that comes out, pixels; null takes the model's.
     scale_min, scale_max: the resize factor is uniform between them; 2 is an image twice as large.
     max_class_share: no class may cover more than this share of a crop's labelled pixels; of `crop_tries`
         positions the first that keeps to it is taken, else the one that comes nearest.
@@ -36,7 +36,7 @@ class AugmentConfig:
     speckle_probability: share of samples that get it.
     """
 
-    crop_size: int = 512
+    crop_size: int | None = None
     scale_min: float = 0.5
     scale_max: float = 2.0
     max_class_share: float = 0.75
@@ -47,7 +47,9 @@ class AugmentConfig:
     speckle_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        require(self.crop_size >= 1, "crop_size", self.crop_size, "at least 1 pixel")
+        require(
+            self.crop_size is None or self.crop_size >= 1, "crop_size", self.crop_size, "at least 1 pixel"
+        )
         require(
             0 < self.scale_min <= self.scale_max <= 16,
             "scale_min, scale_max",
@@ -75,7 +77,8 @@ class TrainTransform:
     """
 
     def __init__(self, config: AugmentConfig) -> None:
-        self.config = config
+        require(config.crop_size is not None, "crop_size", None, "the side of the crops, pixels")
+        self.config, self.size = config, int(config.crop_size or 0)
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """A new sample; `sample` stays as it is. `generator` lives on the CPU."""
@@ -98,7 +101,7 @@ class TrainTransform:
         self, image: Tensor, mask: Tensor, scale: float, places: list[list[float]]
     ) -> tuple[Tensor, Tensor]:
         """Cuts the window that becomes the crop out of the source, then resizes that alone."""
-        size = self.config.crop_size
+        size = self.size
         (top_end, height, out_height), (left_end, width, out_width) = (
             _window(extent, size, scale) for extent in mask.shape
         )

@@ -3,10 +3,15 @@
     checkpoints/step-000200/
         model.safetensors, config.json            the whole model in float32, experts joined: for load_model
         optimizer-00001-of-00002.safetensors …    Adam's moments, whole parameters spread over the files
+        objective.safetensors                     what the objective keeps beside them, if anything
         state.json                                step, best, the run's settings, checksums of the files
 
-Any layout of ranks (number, ep_size, ZeRO stage, offload) reads what any other wrote. Each rank writes one
-optimizer file, so the folder must be on storage that all ranks see.
+Where a part of the network is frozen, trained.safetensors stands in place of model.safetensors: trained
+parameters and buffers. The frozen ones are not copied; they come from where the run took them, and a
+fingerprint in state.json says whether they are the same. `engine/export.py` joins the two.
+
+Any executor and layout of ranks (number, ep_size, ZeRO stage, offload) reads what any other wrote. Each rank
+writes one optimizer file, so the folder must be on storage that all ranks see.
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so a kill or a full disk at any
 moment leaves the one before.
@@ -17,43 +22,45 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from crossearth_sar.engine.distributed import Ranks, first_error
-from crossearth_sar.engine.executors.deepspeed.optimizer_state import (
-    MOMENTS,
-    OptimizerState,
-    expert_parameters,
-    full_shape,
-    gather_masters,
-    set_weight,
+from crossearth_sar.engine.checkpoint_files import (
+    FORMAT,
+    OBJECTIVE_FILE,
+    STATE_FILE,
+    TRAINED_FILE,
+    check_intact,
+    flush,
+    put_in_place,
+    read_state,
+    sha256_of,
+    step_name,
+    tidy_up,
+    weights_file,
+    write_flushed,
 )
+from crossearth_sar.engine.distributed import Ranks, first_error, of_all_ranks, wait_for_all
+from crossearth_sar.engine.executors.base import Executor
+from crossearth_sar.engine.objectives.base import Objective, trained_names
+from crossearth_sar.engine.optim import MOMENTS
 from crossearth_sar.errors import InputError
-from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, save_model
-
-logger = logging.getLogger("crossearth_sar")
-
-STATE_FILE = "state.json"
-FORMAT = 2
-_PREFIX = "step-"
 
 
 class SaveError(RuntimeError):
     """A checkpoint could not be written; those that were there still are. The same on all ranks."""
 
 
-def save_checkpoint(folder: Path, engine: Any, ranks: Ranks, state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, executor: Executor, objective: Objective, state: dict[str, Any], keep: int
+) -> Path:
     """Writes `folder`/step-N, N = state["step"] optimizer steps done, and removes what need not be kept.
 
     Kept are the `keep` newest and the one of state["best"]["step"], if that is given. Those of later steps
@@ -62,7 +69,7 @@ def save_checkpoint(folder: Path, engine: Any, ranks: Ranks, state: dict[str, An
     Raises:
         SaveError: on all ranks, when one cannot write its part; nothing is left of the attempt.
     """
-    final = folder / f"{_PREFIX}{state['step']:06d}"
+    ranks, final = executor.ranks, folder / step_name(state["step"])
     temporary = folder / f".writing-{final.name}"
     try:
         with _agreed(ranks, temporary):
@@ -70,94 +77,93 @@ def save_checkpoint(folder: Path, engine: Any, ranks: Ranks, state: dict[str, An
                 for leftover in folder.glob(".writing-*"):
                     shutil.rmtree(leftover, ignore_errors=leftover != temporary)
                 temporary.mkdir(parents=True)
-        checksums = _write_tensors(temporary, engine, ranks)
+        checksums, fingerprint = _write_tensors(temporary, executor, objective)
         with _agreed(ranks, temporary):
             if ranks.is_main:
-                optimizer = {"adam_step": OptimizerState(engine).adam_step, "moments": list(MOMENTS)}
-                content = {"format": FORMAT, **state, **optimizer, "ranks": ranks.size, "sha256": checksums}
-                _write_flushed(temporary / STATE_FILE, json.dumps(content, indent=2) + "\n")
-                _flush(temporary)
+                content = {
+                    "format": FORMAT,
+                    **state,
+                    "adam_step": executor.state().adam_step,
+                    "moments": list(MOMENTS),
+                    **executor.facts(),
+                    "frozen": fingerprint,
+                    "sha256": checksums,
+                }
+                write_flushed(temporary / STATE_FILE, json.dumps(content, indent=2) + "\n")
+                flush(temporary)
                 put_in_place(temporary, final)
     except _OnSomeRank as error:
         raise SaveError(f"checkpoint {final.name} could not be written: {error}") from error
     if ranks.is_main:
         tidy_up(folder, final, keep, (state.get("best") or {}).get("step"))
-    dist.barrier()
+    wait_for_all()
     return final
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints below `folder`, oldest first."""
-    complete = [path for path in folder.glob(f"{_PREFIX}*") if (path / STATE_FILE).is_file()]
-    return sorted(complete, key=lambda path: int(path.name.removeprefix(_PREFIX)))
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as state, and the Adam step, ranks and checksums."""
-    try:
-        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"no checkpoint at {checkpoint}",
-            got=str(error),
-            fix="give a folder that holds state.json, or --resume for the newest",
-        ) from error
-    except ValueError as error:
-        raise InputError(
-            f"checkpoint {checkpoint} is damaged",
-            got=f"{STATE_FILE} is not JSON: {error}",
-            fix=others_named(checkpoint),
-        ) from error
-    if state.get("format") != FORMAT:
-        raise InputError(
-            f"checkpoint {checkpoint} has another format",
-            got=f"format {state.get('format', 1)}",
-            expected=f"format {FORMAT}; optimizer states of format 1 belong to one layout of ranks",
-            fix="start a new run; load_model still reads its weights",
-        )
-    return state
-
-
-def load_checkpoint(checkpoint: Path, engine: Any, ranks: Ranks) -> dict[str, Any]:
-    """Restores weights and optimizer in place, at whatever layout of ranks; returns the saved state.
+def load_checkpoint(checkpoint: Path, executor: Executor, objective: Objective) -> dict[str, Any]:
+    """Restores weights, optimizer and objective in place, at whatever layout of ranks; returns the state.
 
     A collective call of all ranks; each checks its share of the files.
 
     Raises:
-        InputError: on all ranks, for another model or a file that is damaged or missing.
+        InputError: on all ranks, for another model, other frozen weights, or a file that is damaged or
+            missing.
     """
-    state: dict[str, Any] = {}
+    ranks, state = executor.ranks, {}
     try:
         with _agreed(ranks):
             state = read_state(checkpoint)
             for name in sorted(state["sha256"])[ranks.rank :: ranks.size]:
                 check_intact(checkpoint, name, state)
         with _agreed(ranks):
-            _check_fits(checkpoint, engine)
-        _read_tensors(checkpoint, engine, state)
+            _check_fits(checkpoint, executor, state)
+        frozen = _frozen_fingerprint(executor)
+        with _agreed(ranks):
+            _check_frozen(checkpoint, state, frozen)
+        _read_tensors(checkpoint, executor, state)
+        if OBJECTIVE_FILE in state["sha256"]:
+            objective.load_state(load_file(checkpoint / OBJECTIVE_FILE))
     except _OnSomeRank as error:
         raise InputError(str(error)) from error
     return state
 
 
-def check_intact(checkpoint: Path, name: str, state: dict[str, Any]) -> None:
-    """InputError unless file `name` is what was written, naming the newest other checkpoint."""
-    path = checkpoint / name
-    problem = None
-    if not path.is_file():
-        problem = f"{name} is missing"
-    elif _sha256(path) != state.get("sha256", {}).get(name):
-        problem = f"{name} has another checksum"
-    if problem:
-        raise InputError(f"checkpoint {checkpoint} is damaged", got=problem, fix=others_named(checkpoint))
+@torch.no_grad()
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Puts the checkpoint's weights into a plain whole network whose frozen parts are in place.
+
+    Raises:
+        InputError: for a damaged checkpoint.
+    """
+    state = read_state(checkpoint)
+    name = weights_file(state)
+    check_intact(checkpoint, name, state)
+    own = model.state_dict()
+    for key, value in _tensors(checkpoint / name):
+        own[key].copy_(value)
 
 
-def others_named(checkpoint: Path) -> str:
-    """What to resume from instead."""
-    others = [path.name for path in list_checkpoints(checkpoint.parent) if path != checkpoint]
-    return (
-        f"resume from {others[-1]} with --resume {checkpoint.parent / others[-1]}" if others else "start anew"
-    )
+def fingerprint(frozen: Iterator[tuple[str, Tensor]]) -> str | None:
+    """16 hex digits that change with any frozen parameter: a hash of names and sums in float64; None where
+    nothing is frozen."""
+    digest = None
+    for name, value in frozen:
+        digest = digest or hashlib.sha256()
+        plain = value.detach().double()
+        digest.update(f"{name} {float(plain.sum())!r} {float(plain.square().sum())!r};".encode())
+    return None if digest is None else digest.hexdigest()[:16]
+
+
+def _frozen_fingerprint(executor: Executor) -> str | None:
+    """Of this run's frozen parameters; a collective call."""
+    frozen = _frozen_names(executor.module)
+    if not frozen:
+        return None
+    return fingerprint((name, value) for name, value in executor.weights() if name in frozen)
+
+
+def _frozen_names(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_parameters()} - set(trained_names(model))
 
 
 class _OnSomeRank(Exception):
@@ -180,12 +186,15 @@ def _agreed(ranks: Ranks, clean_up: Path | None = None) -> Iterator[None]:
     raise _OnSomeRank(message) from caught
 
 
-def _write_tensors(folder: Path, engine: Any, ranks: Ranks) -> dict[str, str]:
-    """Writes model and moments, one optimizer file per rank; the checksums of all files, on every rank."""
-    optimizer = OptimizerState(engine)
+def _write_tensors(
+    folder: Path, executor: Executor, objective: Objective
+) -> tuple[dict[str, str], str | None]:
+    """Writes model and moments, one optimizer file per rank; the checksums of all files, on every rank, and
+    the fingerprint of what is frozen."""
+    ranks, optimizer = executor.ranks, executor.state()
     owner_of = _spread({name: optimizer.shape(name) for name in optimizer.names}, ranks.size)
     weights, own_moments = {}, {}
-    for name, value in gather_masters(engine, optimizer):
+    for name, value in executor.weights():
         if ranks.is_main:
             weights[name] = value.cpu()
     for name in optimizer.names:
@@ -193,27 +202,34 @@ def _write_tensors(folder: Path, engine: Any, ranks: Ranks) -> dict[str, str]:
             value = optimizer.gather(name, moment)
             if owner_of[name] == ranks.rank:
                 own_moments[f"{moment}/{name}"] = value.cpu()
+    kept, frozen = objective.state(), _frozen_names(executor.module)
     written = [f"optimizer-{ranks.rank + 1:05d}-of-{ranks.size:05d}.safetensors"]
     checksums: dict[str, str] = {}
     with _agreed(ranks, folder):
         save_file(own_moments, folder / written[0])
         if ranks.is_main:
-            save_model(engine.module, folder, weights=weights)
-            written += [WEIGHTS_FILE, CONFIG_FILE]
+            if frozen:
+                trained = {name: value for name, value in weights.items() if name not in frozen}
+                save_file(trained, folder / TRAINED_FILE)
+                written += [TRAINED_FILE, *objective.write_config(executor.module, folder)]
+            else:
+                written += objective.save_model(executor.module, folder, weights)
+            if kept:
+                save_file({name: value.contiguous() for name, value in kept.items()}, folder / OBJECTIVE_FILE)
+                written.append(OBJECTIVE_FILE)
         for name in written:
-            _flush(folder / name)
-            checksums[name] = _sha256(folder / name)
-    everyone: list[dict[str, str]] = [{}] * ranks.size
-    dist.all_gather_object(everyone, checksums)
-    return {name: value for part in everyone for name, value in part.items()}
+            flush(folder / name)
+            checksums[name] = sha256_of(folder / name)
+    everyone = {name: value for part in of_all_ranks(checksums) for name, value in part.items()}
+    return everyone, fingerprint((name, weights[name]) for name in weights if name in frozen)
 
 
-def _read_tensors(checkpoint: Path, engine: Any, state: dict[str, Any]) -> None:
-    optimizer, experts = OptimizerState(engine), dict(expert_parameters(engine.module))
+def _read_tensors(checkpoint: Path, executor: Executor, state: dict[str, Any]) -> None:
+    optimizer = executor.state()
     trained = set(optimizer.names)
-    for name, value in _tensors(checkpoint / WEIGHTS_FILE):
-        set_weight(engine, name, value, experts)
-        if optimizer.stage and name in trained:
+    for name, value in _tensors(checkpoint / weights_file(state)):
+        executor.set_weight(name, value)
+        if name in trained:
             optimizer.scatter(name, value.float())
     if not state["adam_step"]:
         return
@@ -224,15 +240,11 @@ def _read_tensors(checkpoint: Path, engine: Any, state: dict[str, Any]) -> None:
             optimizer.scatter(name, value, moment)
 
 
-def _check_fits(checkpoint: Path, engine: Any) -> None:
-    """InputError unless names and shapes on disk are those of this run's model."""
-    experts = dict(expert_parameters(engine.module))
-    parameters = dict(engine.module.named_parameters())
-    wanted = {
-        name: full_shape(parameters.get(name, value), experts.get(name))
-        for name, value in engine.module.state_dict().items()
-    }
-    with safe_open(checkpoint / WEIGHTS_FILE, framework="pt") as file:
+def _check_fits(checkpoint: Path, executor: Executor, state: dict[str, Any]) -> None:
+    """InputError unless names and shapes on disk are those that train in this run, and its buffers."""
+    frozen = _frozen_names(executor.module)
+    wanted = {name: shape for name, shape in executor.full_shapes().items() if name not in frozen}
+    with safe_open(checkpoint / weights_file(state), framework="pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     wrong = [
         f"{name}: {found.get(name, 'missing')} on disk, {wanted.get(name, 'nothing')} in the model"
@@ -243,8 +255,18 @@ def _check_fits(checkpoint: Path, engine: Any) -> None:
         raise InputError(
             f"checkpoint {checkpoint} does not fit this run",
             got="; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""),
-            expected="the model it was saved from: see run.preset and run.model in its state.json",
+            expected="the model it was saved from: see run.preset, run.model and run.mode in its state.json",
             fix="resume with the settings it was started with, or give another --set output=…",
+        )
+
+
+def _check_frozen(checkpoint: Path, state: dict[str, Any], frozen: str | None) -> None:
+    if state.get("frozen") != frozen:
+        raise InputError(
+            f"checkpoint {checkpoint} belongs to other frozen weights or another mode",
+            got=f"fingerprint {state.get('frozen')}",
+            expected=str(frozen),
+            fix="resume with the weights, mode and seed that the run began with",
         )
 
 
@@ -262,53 +284,3 @@ def _spread(shapes: dict[str, tuple[int, ...]], files: int) -> dict[str, int]:
         owner_of[name] = load.index(min(load))
         load[owner_of[name]] += sizes[name]
     return owner_of
-
-
-def put_in_place(temporary: Path, final: Path) -> None:
-    """Renames a whole checkpoint to its name; one of that name goes aside, for `tidy_up` to remove. Removed
-    in its place, a kill could leave half of it looking complete."""
-    if final.exists():
-        final.rename(final.with_name(f".writing-over-{final.name}"))
-    temporary.rename(final)
-    _flush(final.parent)
-
-
-def tidy_up(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
-    """Removes what need not be kept. What cannot be removed is only reported: `newest` is saved."""
-    try:
-        _remove_superseded(folder, newest, keep, best_step)
-    except OSError as error:
-        logger.warning("%s is saved, but what it replaces could not be removed: %s", newest.name, error)
-
-
-def _remove_superseded(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
-    for replaced in folder.glob(".writing-*"):
-        shutil.rmtree(replaced)
-    complete = list_checkpoints(folder)
-    kept = set(complete[: complete.index(newest) + 1][-keep:])
-    if best_step is not None:
-        kept.add(folder / f"{_PREFIX}{best_step:06d}")
-    for other in complete:
-        if other not in kept:
-            (other / STATE_FILE).unlink()  # first, so that a kill leaves nothing that looks complete
-            shutil.rmtree(other)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_flushed(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,8 @@
-"""What a training run is: model, domains, optimisation, ranks. Built in code, from YAML, or by --set."""
+"""What a training run is: model, data, optimisation, ranks. Built in code, from YAML, or by --set.
+
+One config for every kind of run; the commands differ in what they start from: `simulated_run` for
+pre-training, `finetuning_settings` for fine-tuning.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,33 @@ from crossearth_sar.config import require
 from crossearth_sar.data.domain import DomainConfig
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.data.transforms import AugmentConfig
+from crossearth_sar.errors import InputError
+from crossearth_sar.peft import EarthAdapterConfig
+
+DOMAINS = ("train", "validation", "unseen")
+"""Keys that belong together: a config that names one of them names its data."""
+
+Mode = Literal["full", "frozen", "earth_adapter"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and polynomial decay (METHOD sec. 4).
-
-    warmup_steps: from 0 to lr. decay_power: lr * (1 - progress) ** decay_power after it.
-    clip_norm: of the global gradient norm; 0 for none.
-    """
+    """AdamW with linear warm-up and polynomial decay (METHOD sec. 4)."""
 
     lr: float = 3e-5
+    """Learning rate after warm-up."""
     weight_decay: float = 0.05
+    """Of matrices; none on norms, biases and embeddings."""
     beta1: float = 0.9
+    """Decay of the mean gradient."""
     beta2: float = 0.999
+    """Decay of the mean squared gradient."""
     warmup_steps: int = 100
+    """Steps from 0 to lr."""
     decay_power: float = 0.9
+    """lr * (1 - progress) ** decay_power after the warm-up."""
     clip_norm: float = 1.0
+    """Of the global gradient norm; 0 for none."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optim.lr", self.lr, "above 0")
@@ -37,29 +51,27 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How ranks share the work and the memory; engine/layout.py refuses what cannot work together.
+    """How ranks share the work and the memory; engine/planning/layout.py refuses what cannot work together.
 
-    ep_size: ranks that share one set of experts; "auto" is the largest number that divides both the
-        experts and the ranks, 1 with ZeRO 3.
-    zero_stage: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too are partitioned; 0 and 3 are
-        for ep_size 1 only.
-    offload_optimizer: where masters and moments live and are stepped: on the device, in the host's memory, or
-        on NVMe (ZeRO 3 only). offload_parameters: the same for parameters, ZeRO 3 only.
-    nvme_path: folder on the NVMe of each node.
-    activation_checkpointing: keep only each block's input and compute the block again in backward.
-    balance: over which tokens the balance loss takes its shares f: those of a rank's pass, or of all ranks'.
-    timeout_minutes: after which a collective call of ours that some rank never joins is an error; the groups
-        that DeepSpeed makes keep torch's own limits.
+    All but activation_checkpointing, balance and timeout_minutes are of the DeepSpeed executor.
     """
 
     ep_size: int | Literal["auto"] = "auto"
+    """Ranks that share one set of experts; auto divides experts and ranks, and is 1 with ZeRO 3."""
     zero_stage: Literal[0, 1, 2, 3] = 1
+    """Partitioned: 0 nothing, 1 optimizer, 2 gradients too, 3 parameters too; 0 and 3 want ep_size 1."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where masters and moments live and are stepped; nvme wants ZeRO 3."""
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    """The same of parameters, ZeRO 3 only."""
     nvme_path: str = ""
+    """Folder on the NVMe of each node."""
     activation_checkpointing: bool = False
+    """Keep only each block's input and compute the block again in backward."""
     balance: Literal["local", "global"] = "local"
+    """Over which tokens the balance loss takes its shares f: a rank's pass, or all ranks'."""
     timeout_minutes: float = 30.0
+    """After which a collective call of ours that some rank never joins is an error."""
 
     def __post_init__(self) -> None:
         require(self.timeout_minutes > 0, "parallel.timeout_minutes", self.timeout_minutes, "above 0")
@@ -67,90 +79,126 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training run.
+    """One training run."""
 
-    output: folder for logs, checkpoints, pictures and metrics.
-    preset, model: a model preset and the keys changed on top; num_classes comes from the training domain.
-    weights: of the backbone at step 0, see `pretrained.load_backbone`: DINOv2's official file, a folder of
-        transformers, or a model folder of this package; null or "random" leaves it as initialised. A resumed
-        run has its own. expert_noise: for dense weights, which become equal experts.
-    data_root: what relative folder roots of the domains start from.
-    train, validation, unseen: the source domain, images of it held out, and domains never trained on.
-    batch_size: images per optimizer step over all ranks; accumulation: forward passes per step and rank.
-    precision: "auto" is bf16 on a GPU and fp32 on a CPU, where bf16 is slower.
-    validate_every, save_every: steps. keep_checkpoints: newest ones left on disk, and besides them the one
-        with the best validation mIoU, which is saved whenever it improves.
-    nonfinite: what a loss or gradient that is NaN or infinite does: "stop" ends the run, "skip" leaves the
-        step out and ends the run after nonfinite_limit such steps in a row. Both name the layer.
-    validation_samples: at most so many images in validation while training; the final one takes all.
-    pictures: rows of the prediction picture of each domain.
-    workers: loader processes per rank; 0 loads in the training process. prefetch: batches each has ready.
-    """
-
-    output: str
-    preset: str
-    train: DomainConfig
-    validation: DomainConfig
-    steps: int
-    batch_size: int
-    weights: str | None = None
-    expert_noise: float = 0.0
-    unseen: tuple[DomainConfig, ...] = ()
-    data_root: str = ""
+    output: str = "runs/train"
+    """Folder for logs, checkpoints, pictures, metrics and the model."""
+    preset: str = "crossearth_sar_tiny"
+    """Of the model: crossearth_sar_tiny, _s, _b or _l."""
     model: dict[str, Any] = field(default_factory=dict)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Keys of the model changed on top of the preset; num_classes is the training domain's."""
+    mode: Mode = "full"
+    """What trains: full, the decoder (frozen), or an adapter too (earth_adapter)."""
+    weights: str | None = None
+    """Of the backbone at step 0: a DINOv2 file or a model folder; random says that none are meant."""
+    expert_noise: float = 0.0
+    """For dense weights, which become equal experts: standard deviation of noise, as a share."""
+    adapter: EarthAdapterConfig = field(default_factory=EarthAdapterConfig)
+    """Of mode earth_adapter."""
+    train: DomainConfig | None = None
+    """The source domain."""
+    validation: DomainConfig | None = None
+    """Images of it held out; null takes a share of train."""
+    unseen: tuple[DomainConfig, ...] = ()
+    """Domains never trained on, scored at the end."""
+    data_root: str = ""
+    """What relative folder roots of the domains start from."""
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    """How training samples are varied; null takes images cut or padded about their centre."""
+    cache_features: bool = False
+    """Keep the frozen backbone's output of each training image in memory; wants augment null."""
+    cache_limit_gb: float = 4.0
+    """Refuse a feature cache above this."""
+    steps: int = 500
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Images per optimizer step over all ranks."""
     accumulation: int = 1
+    """Forward passes per step and rank."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """AdamW and its schedule."""
+    executor: Literal["auto", "deepspeed", "local"] = "auto"
+    """Who steps: DeepSpeed, or a light one over Accelerate; auto is DeepSpeed where it is installed."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How ranks share the work."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto is bf16 on a GPU and fp32 on a CPU, where bf16 is slower."""
     seed: int = 0
+    """Of weights, draws and augmentation."""
     validate_every: int = 100
+    """Steps between validations; the last step is validated anyway."""
     validation_samples: int = 32
+    """At most so many images in validation while training; the final one takes all."""
+    patience: int | None = None
+    """End after so many validations in a row without a better one; null trains to the end."""
     save_every: int = 100
+    """Steps between checkpoints."""
     keep_checkpoints: int = 2
+    """Newest ones left on disk, and besides them the one with the best validation."""
+    trackers: tuple[str, ...] = ()
+    """Loggers beside CSV and TensorBoard, by Accelerate's names: wandb, mlflow, comet_ml, …"""
     pictures: int = 4
+    """Rows of the prediction picture of each domain."""
     workers: int = 0
+    """Loader processes per rank; 0 loads in the training process."""
     prefetch: int = 2
+    """Batches that each worker has ready."""
     nonfinite: Literal["stop", "skip"] = "stop"
+    """What a NaN or infinite loss or gradient does: end the run, or leave the step out."""
     nonfinite_limit: int = 10
+    """So many steps left out in a row end the run."""
 
     def __post_init__(self) -> None:
         for name in (
-            "steps",
-            "batch_size",
-            "accumulation",
-            "validate_every",
-            "validation_samples",
-            "save_every",
-            "keep_checkpoints",
-            "prefetch",
-            "nonfinite_limit",
-        ):
+            "steps", "batch_size", "accumulation", "validate_every", "validation_samples", "save_every",
+            "keep_checkpoints", "prefetch", "nonfinite_limit",
+        ):  # fmt: skip
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("pictures", "workers", "seed", "expert_noise"):
+        for name in ("pictures", "workers", "seed", "expert_noise", "cache_limit_gb"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        names = [self.train.name, self.validation.name, *(domain.name for domain in self.unseen)]
+        require(self.patience is None or self.patience >= 1, "patience", self.patience, "at least 1, or null")
+        domains = [self.train, self.validation, *self.unseen]
+        names = [domain.name for domain in domains if domain is not None]
         require(len(set(names)) == len(names), "domain names", names, "distinct names")
+        if self.cache_features and (self.mode != "frozen" or self.augment is not None):
+            raise InputError(
+                "cached features must be the same at every step",
+                got=f"mode {self.mode!r}, augment {'on' if self.augment else 'off'}",
+                expected="mode 'frozen' and augment null",
+                fix="--set mode=frozen augment=null, or cache_features=false",
+            )
 
 
 def simulated_run() -> RunConfig:
-    """The default: the tiny model on simulated C-band scenes, tried on X-band scenes of another region."""
+    """The default: the tiny model on simulated C-band scenes, tried on X-band scenes of another region.
+
+    With domains of one's own in place of these (DOMAINS), what pre-training from scratch starts from.
+    """
     source = SimulatorConfig(
         length=4096, image_size=160, seed=1, region="temperate_north", band="C", polarization="HH", looks=4
     )
     unseen = replace(
         source, length=64, image_size=128, seed=3, region="arid_south", band="X", polarization="VV", looks=2
     )
+    held_out = replace(source, length=64, image_size=128, seed=2)
     return RunConfig(
         output="runs/cpt",
-        preset="crossearth_sar_tiny",
-        train=DomainConfig(name="source", simulated=source),
-        validation=DomainConfig(
-            name="source-heldout", simulated=replace(source, length=64, image_size=128, seed=2)
-        ),
-        unseen=(DomainConfig(name="unseen", simulated=unseen),),
-        steps=500,
-        batch_size=8,
-        augment=AugmentConfig(crop_size=128, scale_min=0.8, scale_max=1.25, gain_db=1.0),
+        augment=AugmentConfig(scale_min=0.8, scale_max=1.25, gain_db=1.0),
         optim=OptimConfig(lr=2e-3, warmup_steps=40),  # from scratch, and small
+        train=DomainConfig(name="source", simulated=source),
+        validation=DomainConfig(name="source-heldout", simulated=held_out),
+        unseen=(DomainConfig(name="unseen", simulated=unseen),),
+    )
+
+
+def finetuning_settings() -> RunConfig:
+    """What fine-tuning starts from: a new decoder on a frozen backbone, without DeepSpeed."""
+    return RunConfig(
+        output="runs/finetune",
+        mode="frozen",
+        executor="local",
+        optim=OptimConfig(lr=1e-4),
+        validate_every=500,
+        save_every=500,
+        keep_checkpoints=1,
     )

@@ -31,20 +31,22 @@ class Ranks:
         return self.rank == 0
 
 
-def start_ranks(timeout_minutes: float = 30.0) -> Ranks:
-    """Joins the process group that the launcher or srun prepared; alone, without one, is a group of one.
+def start_ranks(timeout_minutes: float = 30.0, *, deepspeed: bool = True) -> Ranks:
+    """Joins the process group that the launcher or srun prepared.
 
-    On a CPU the machine's threads are shared among the local ranks. A collective call of the default group
-    that some rank does not join is an error after `timeout_minutes`. DeepSpeed's groups have torch's limits.
+    Alone, DeepSpeed wants a group of one, and the light executor none. On a CPU the machine's threads are
+    shared among the local ranks. A collective call of the default group that some rank does not join is an
+    error after `timeout_minutes`. DeepSpeed's groups have torch's limits.
 
     Raises:
         InputError: for processes that were started as several but not told how to meet.
     """
-    import deepspeed
-
     on_gpu = torch.cuda.is_available()
     if "RANK" not in os.environ:
-        os.environ.update(place_among_ranks(os.environ))
+        place = place_among_ranks(os.environ)
+        if place["WORLD_SIZE"] == "1" and not deepspeed:
+            return Ranks(0, 1, torch.device("cuda" if on_gpu else "cpu"))
+        os.environ.update(place)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if on_gpu:
         if local_rank >= torch.cuda.device_count():
@@ -58,22 +60,27 @@ def start_ranks(timeout_minutes: float = 30.0) -> Ranks:
     else:
         local_size = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
-        _leave_collectives_to_gloo()
-    if not dist.is_initialized():
-        try:
-            deepspeed.init_distributed(
-                dist_backend="nccl" if on_gpu else "gloo",
-                timeout=datetime.timedelta(minutes=timeout_minutes),
-                verbose=False,
-            )
-        except dist.DistNetworkError as error:
-            raise InputError(
-                f"ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
-                got=str(error).splitlines()[0],
-                fix="another run may hold the port: deepspeed --master_port 29501 train/cpt.py …",
-            ) from error
+    _join_group("nccl" if on_gpu else "gloo", datetime.timedelta(minutes=timeout_minutes), deepspeed)
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _join_group(backend: str, timeout: datetime.timedelta, deepspeed: bool) -> None:
+    try:
+        if not dist.is_initialized() and not deepspeed:
+            dist.init_process_group(backend, timeout=timeout)
+        if deepspeed:
+            from deepspeed import init_distributed
+
+            if backend == "gloo":
+                _leave_collectives_to_gloo()
+            init_distributed(dist_backend=backend, timeout=timeout, verbose=False)  # joins one that is there
+    except dist.DistNetworkError as error:
+        raise InputError(
+            f"ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+            got=str(error).splitlines()[0],
+            fix="another run may hold the port: deepspeed --master_port 29501 train/cpt.py …",
+        ) from error
 
 
 def place_among_ranks(environment: Mapping[str, str]) -> dict[str, str]:
@@ -133,23 +140,39 @@ def choose_ep_size(requested: int | str, num_experts: int, ranks: int) -> int:
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean over ranks, on every rank; a collective call."""
-    values = values.clone()
-    dist.all_reduce(values)
-    return values / dist.get_world_size()
+    return sum_over_ranks(values) / _size()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum over ranks, on every rank; a collective call."""
     values = values.clone()
-    dist.all_reduce(values)
+    if _size() > 1:
+        dist.all_reduce(values)
     return values
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, ranks: Ranks) -> bool:
     """Whether the flag is up on any rank; a collective call."""
-    value = torch.tensor([float(flag)], device=device)
+    if ranks.size == 1:
+        return flag
+    value = torch.tensor([float(flag)], device=ranks.device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
+
+
+def of_all_ranks(own: T) -> list[T]:
+    """What each rank has, in rank order, on every rank; a collective call."""
+    if _size() == 1:
+        return [own]
+    everyone: list[Any] = [None] * _size()
+    dist.all_gather_object(everyone, own)
+    return everyone
+
+
+def wait_for_all() -> None:
+    """A barrier; a collective call."""
+    if _size() > 1:
+        dist.barrier()
 
 
 def first_error(error: Exception | None) -> str | None:
@@ -157,13 +180,14 @@ def first_error(error: Exception | None) -> str | None:
 
     So that a fault one rank finds ends all of them with its words, instead of leaving the others waiting.
     """
-    messages: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(messages, None if error is None else str(error))
+    messages = of_all_ranks(None if error is None else str(error))
     return next((message for message in messages if message is not None), None)
 
 
 def decided_by_main(decide: Callable[[], T], ranks: Ranks) -> T:
     """What `decide` gives on rank 0, or its InputError, on every rank; a collective call."""
+    if ranks.size == 1:
+        return decide()
     found: list[Any] = [None, None]
     if ranks.is_main:
         try:
@@ -175,6 +199,11 @@ def decided_by_main(decide: Callable[[], T], ranks: Ranks) -> T:
     if fault is not None:
         raise InputError(fault)
     return decision
+
+
+def _size() -> int:
+    """Of the process group; a process alone has none."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _leave_collectives_to_gloo() -> None:

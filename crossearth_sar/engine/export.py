@@ -5,14 +5,28 @@ Needs neither DeepSpeed nor a GPU: weights on disk are whole, whatever ranks wro
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from crossearth_sar.engine.checkpoint import STATE_FILE, check_intact, list_checkpoints, read_state
+from crossearth_sar.config import from_mapping
+from crossearth_sar.engine.checkpoint import fingerprint, load_weights
+from crossearth_sar.engine.checkpoint_files import (
+    STATE_FILE,
+    check_intact,
+    list_checkpoints,
+    read_state,
+    step_name,
+    weights_file,
+)
+from crossearth_sar.engine.config import RunConfig
+from crossearth_sar.engine.objectives.network import build_network
+from crossearth_sar.engine.planning.layout import run_model_config
 from crossearth_sar.engine.resume import best_of
 from crossearth_sar.errors import InputError
-from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
+from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model, save_model
 
 
 def find(path: Path, *, best: bool) -> Path:
@@ -33,24 +47,45 @@ def find(path: Path, *, best: bool) -> Path:
     found = best_of(read_state(newest), newest.parent)
     if found is None:
         raise InputError(f"{path} has no validated checkpoint yet", fix="leave --best out for the newest")
-    return newest.parent / f"step-{found['step']:06d}"
+    return newest.parent / step_name(int(found["step"]))
 
 
 def export(checkpoint: Path, out: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, object]:
-    """Checks the checkpoint's model against its checksums and writes it for `load_model`.
+    """Checks the checkpoint's weights against their checksums and writes the whole model for `load_model`.
 
     Raises:
-        InputError: for a damaged checkpoint, or an `out` that holds a model already.
+        InputError: for a damaged checkpoint, an `out` that holds a model already, or frozen weights that are
+            no longer where the run took them.
     """
     state = read_state(checkpoint)
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
+    for name in (weights_file(state), CONFIG_FILE):
         check_intact(checkpoint, name, state)
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
         if (out / name).exists():
             raise InputError(
                 f"{out} holds a model already", got=name, fix="give another folder, or remove it"
             )
-    model = load_model(checkpoint)
+    model = _with_frozen(checkpoint, state) if state.get("frozen") else load_model(checkpoint)
     parameters = {name for name, _ in model.named_parameters()}
     weights = {n: v.to(dtype) if n in parameters else v for n, v in model.state_dict().items()}
     save_model(model, out, weights=weights)
     return state
+
+
+def _with_frozen(checkpoint: Path, state: dict[str, Any]) -> CrossEarthSAR:
+    """The network of a run that froze a part of it: that part from where the run took it."""
+    config = from_mapping(RunConfig, state["run"])
+    mapping = json.loads((checkpoint / CONFIG_FILE).read_text(encoding="utf-8"))
+    model_config = run_model_config(config, num_classes=int(mapping["num_classes"]))
+    model = build_network(config, model_config, with_weights=True)
+    model.name_classes(mapping["classes"]["names"], mapping["classes"]["palette"])
+    found = fingerprint((n, p) for n, p in model.named_parameters() if not p.requires_grad)
+    if found != state["frozen"]:
+        raise InputError(
+            f"{checkpoint} belongs to other frozen weights than those at {config.weights}",
+            got=f"fingerprint {found}",
+            expected=str(state["frozen"]),
+            fix="put the weights that the run began with back there",
+        )
+    load_weights(checkpoint, model)
+    return model

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from crossearth_sar.engine.distributed import of_all_ranks
+
 WAIT_FOR_WORDS_S = 5.0
 _LOST_CONNECTION = (
     "connection closed by peer",
@@ -40,9 +42,8 @@ class Peer:
 
 def meet_peers() -> list[Peer]:
     """All ranks' processes, in rank order; a collective call."""
-    peers: list[Peer | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(peers, Peer(dist.get_rank(), socket.gethostname(), os.getpid()))
-    return [peer for peer in peers if peer is not None]
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return of_all_ranks(Peer(rank, socket.gethostname(), os.getpid()))
 
 
 def remove_old_words(output: Path) -> None:
@@ -51,7 +52,15 @@ def remove_old_words(output: Path) -> None:
         path.unlink()
 
 
-def explain(error: BaseException, output: Path, rank: int, peers: list[Peer], step: int) -> str:
+@dataclass(frozen=True)
+class Reason:
+    """Why this rank ends. own: the error is its own, not the loss of others."""
+
+    words: str
+    own: bool
+
+
+def explain(error: BaseException, output: Path, rank: int, peers: list[Peer], step: int) -> Reason:
     """The reason to print on this rank, left in `output` for the others when it is this rank's own.
 
     Waits some seconds for others' words when the connection to them was lost.
@@ -59,7 +68,7 @@ def explain(error: BaseException, output: Path, rank: int, peers: list[Peer], st
     if _is_lost_connection(error):
         others = _others_words(output, rank, peers)
         if others:
-            return f"rank {rank} lost its peers at step {step}: {others}"
+            return Reason(f"rank {rank} lost its peers at step {step}: {others}", own=False)
     words = f"rank {rank} failed at step {step}: {type(error).__name__}: {error}"
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -67,7 +76,7 @@ def explain(error: BaseException, output: Path, rank: int, peers: list[Peer], st
         (output / f"failure-rank{rank}.txt").write_text(f"{words}\n\n{trace}", encoding="utf-8")
     except OSError as problem:  # a full disk, say: then the launcher's output alone has the words
         words += f" (and the reason could not be left in {output}: {problem.strerror})"
-    return words
+    return Reason(words, own=True)
 
 
 def _is_lost_connection(error: BaseException) -> bool:

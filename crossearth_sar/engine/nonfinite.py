@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from crossearth_sar.engine.distributed import of_all_ranks
 
 
 class NonFiniteError(RuntimeError):
@@ -45,8 +46,7 @@ def first_nonfinite_layer(model: nn.Module, forward: Callable[[], Any]) -> str |
 
 def gather_findings(finding: str | None) -> str:
     """What each rank found, in words; a collective call."""
-    findings: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(findings, finding)
+    findings = of_all_ranks(finding)
     named = [f"{text} on rank {rank}" for rank, text in enumerate(findings) if text]
     if named:
         return "first in " + "; ".join(named)

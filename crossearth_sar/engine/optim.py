@@ -11,6 +11,9 @@ from crossearth_sar.engine.config import OptimConfig
 from crossearth_sar.moe.experts import StackedExperts
 from crossearth_sar.vit.block import LayerScale
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Up to four groups: with and without weight decay, shared and expert-parallel.

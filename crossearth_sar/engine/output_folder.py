@@ -27,8 +27,21 @@ logger = logging.getLogger("crossearth_sar")
 _held: dict[Path, TextIO] = {}
 
 
-def claim(output: Path, ranks: Ranks) -> None:
-    """Makes `output` this job's, until its processes end; a collective call.
+class Claim:
+    """A folder that is this job's until `release`, or until its processes end."""
+
+    def __init__(self, output: Path) -> None:
+        self._folder = output.absolute()
+
+    def release(self) -> None:
+        """Another job may have the folder; nothing happens on ranks that hold no lock."""
+        file = _held.pop(self._folder, None)
+        if file is not None:
+            file.close()
+
+
+def claim(output: Path, ranks: Ranks) -> Claim:
+    """Makes `output` this job's; a collective call.
 
     Raises:
         InputError: on all ranks, where it cannot be written, another job has it, or a rank sees another one.
@@ -47,6 +60,7 @@ def claim(output: Path, ranks: Ranks) -> None:
         (output / token).unlink(missing_ok=True)
     if message is not None:
         raise InputError(message)
+    return Claim(output)
 
 
 def _take(output: Path) -> str:
@@ -62,23 +76,32 @@ def _take(output: Path) -> str:
 
 
 def _lock(output: Path) -> None:
-    """A POSIX lock: the loader's workers do not inherit it, and it ends with the process, even killed."""
+    """A POSIX lock: the loader's workers do not inherit it, and it ends with the process, even killed.
+
+    It does not keep a process from itself, so that a second run of this process is looked for first.
+    """
+    if output.absolute() in _held:
+        raise _in_use(output)
     file = (output / LOCK_FILE).open("a", encoding="utf-8")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         file.close()
-        raise InputError(
-            f"{output} is in use",
-            got="another job that trains into it",
-            expected="one job to a folder: two would remove each other's checkpoints",
-            fix="wait for it, end it, or --set output=runs/other",
-        ) from error
+        raise _in_use(output) from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
         logger.warning("%s has no file locks: see to it that no other job trains into it", output)
     _held[output.absolute()] = file  # closing any handle of the file would end the lock
+
+
+def _in_use(output: Path) -> InputError:
+    return InputError(
+        f"{output} is in use",
+        got="another run that trains into it",
+        expected="one run to a folder: two would remove each other's checkpoints",
+        fix="wait for it, end it, or --set output=runs/other",
+    )
 
 
 def _appears(path: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crossearth_sar.config import to_mapping
-from crossearth_sar.engine.checkpoint import list_checkpoints, read_state
+from crossearth_sar.engine.checkpoint_files import list_checkpoints, read_state, step_name
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.errors import InputError
 
@@ -45,7 +45,7 @@ def find_checkpoint(config: RunConfig, resume: str | None, say: Callable[[str], 
 def best_of(state: dict[str, Any], folder: Path) -> dict[str, float] | None:
     """The best validation so far, as long as its checkpoint is still there."""
     best = state.get("best")
-    if best is None or folder / f"step-{best['step']:06d}" not in list_checkpoints(folder):
+    if best is None or folder / step_name(int(best["step"])) not in list_checkpoints(folder):
         return None
     return best
 

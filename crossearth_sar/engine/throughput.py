@@ -54,15 +54,15 @@ class Meter:
     """Turns the times of a step into the columns of the log.
 
     Args:
-        config: the model.
+        tokens: of one image. flop: of one image's forward pass.
         batch_size: images per step over all ranks.
         peak: of all devices together, TFLOP/s; None leaves MFU out.
     """
 
-    def __init__(self, config: ModelConfig, batch_size: int, peak: float | None) -> None:
+    def __init__(self, tokens: int, flop: float, batch_size: int, peak: float | None) -> None:
         self.batch_size, self.peak = batch_size, peak
-        self.tokens = batch_size * tokens_per_image(config)
-        self.step_tflop = 3 * forward_flop(config) * batch_size / 1e12
+        self.tokens = batch_size * tokens
+        self.step_tflop = 3 * flop * batch_size / 1e12
         self._waited = 0.0
         self._started = time.perf_counter()
 

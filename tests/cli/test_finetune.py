@@ -18,9 +18,15 @@ import yaml
 from torch import Tensor
 
 from crossearth_sar import InputError, build_model, load_model, save_model
-from crossearth_sar.config import from_mapping, merge, to_mapping
-from crossearth_sar.engine.finetune import FinetuneConfig, FineTuner
+from crossearth_sar.config import merge, to_mapping
+from crossearth_sar.engine.checkpoint_files import list_checkpoints
+from crossearth_sar.engine.config import RunConfig, finetuning_settings
+from crossearth_sar.engine.distributed import Ranks
+from crossearth_sar.engine.export import export
 from crossearth_sar.engine.nonfinite import NonFiniteError
+from crossearth_sar.engine.objectives.base import Losses, split_into_parts
+from crossearth_sar.engine.run import Run
+from crossearth_sar.engine.segmentation_run import segmentation_run
 from crossearth_sar.evaluation.protocol import ProtocolConfig, training_domains
 from crossearth_sar.evaluation.registry import benchmark
 
@@ -42,9 +48,9 @@ MODEL: dict[str, Any] = {
 ADAPTER = {"rank": 4, "fft_layers": [0, 1]}
 
 
-def settings(output: Path, **changes: Any) -> FinetuneConfig:
-    config = from_mapping(
-        FinetuneConfig,
+def settings(output: Path, **changes: Any) -> RunConfig:
+    config = merge(
+        finetuning_settings(),
         {
             "output": str(output),
             "preset": "crossearth_sar_tiny",
@@ -63,10 +69,21 @@ def settings(output: Path, **changes: Any) -> FinetuneConfig:
     return merge(config, changes)
 
 
-def tuner(output: Path, **changes: Any) -> FineTuner:
-    built = FineTuner(settings(output, **changes))
-    built.start()
+def opened(config: RunConfig) -> Run:
+    return segmentation_run(config, Ranks(0, 1, torch.device("cpu")))
+
+
+def tuner(output: Path, resume: str | None = None, **changes: Any) -> Run:
+    """A run that has begun; the one before gives its folder back."""
+    while _begun:
+        _begun.pop().close()
+    built = opened(settings(output, **changes))
+    _begun.append(built)
+    built.start(resume)
     return built
+
+
+_begun: list[Run] = []
 
 
 def losses(output: Path) -> list[float]:
@@ -74,12 +91,14 @@ def losses(output: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-def snapshot(run: FineTuner) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in run.model.state_dict().items()}
+def snapshot(run: Run) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in run.executor.module.state_dict().items()}
 
 
-def changed(run: FineTuner, before: dict[str, Tensor]) -> set[str]:
-    return {key for key, value in run.model.state_dict().items() if not torch.equal(value, before[key])}
+def changed(run: Run, before: dict[str, Tensor]) -> set[str]:
+    return {
+        key for key, value in run.executor.module.state_dict().items() if not torch.equal(value, before[key])
+    }
 
 
 # --- what trains ------------------------------------------------------------------------------------------
@@ -88,11 +107,11 @@ def changed(run: FineTuner, before: dict[str, Tensor]) -> set[str]:
 def test_a_frozen_backbone_is_frozen(tmp_path: Path) -> None:
     """Weights, descriptor statistics and mode stay; backward holds no tensor of the backbone's work."""
     run = tuner(tmp_path, mode="frozen")
-    batch = next(run._batches())
+    batch = next(iter(run._batches()))
     before, outputs = snapshot(run), []
-    for block in run.model.backbone.blocks:
+    for block in run.executor.module.backbone.blocks:
         block.register_forward_hook(lambda *a: outputs.append((a[0].training, a[2][0].requires_grad)))
-    run.model.standardizer.register_forward_hook(lambda *a: outputs.append((a[0].training, False)))
+    run.executor.module.standardizer.register_forward_hook(lambda *a: outputs.append((a[0].training, False)))
     saved = saved_shapes(run, batch)
     assert outputs == [(False, False)] * 5, "eval mode, no graph"
     tokens = (2, 1 + 64)  # batch, CLS and patches: a shape that only the backbone's tensors have
@@ -101,11 +120,11 @@ def test_a_frozen_backbone_is_frozen(tmp_path: Path) -> None:
     moved = changed(run, before)
     assert moved
     assert all(key.startswith("decoder.") for key in moved)
-    assert all(p.grad is None for p in run.model.backbone.parameters())
-    assert run.counts.trained == run.counts.decoder
+    assert all(p.grad is None for p in run.executor.module.backbone.parameters())
+    assert run.objective.counts.trained == run.objective.counts.decoder
 
 
-def saved_shapes(run: FineTuner, batch: dict[str, Any]) -> list[tuple[int, ...]]:
+def saved_shapes(run: Run, batch: dict[str, Any]) -> list[tuple[int, ...]]:
     """Shapes of all tensors that autograd keeps for the backward pass of one step."""
     shapes: list[tuple[int, ...]] = []
 
@@ -113,15 +132,16 @@ def saved_shapes(run: FineTuner, batch: dict[str, Any]) -> list[tuple[int, ...]]
         shapes.append(tuple(tensor.shape))
         return tensor
 
-    run._train_mode()
+    run.objective.train_mode(run.executor.module)
+    (part,) = run.objective.prepare(split_into_parts(batch, 1))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run._losses(batch)
+        run._losses(0, part)
     return shapes
 
 
 def test_earth_adapter_trains_adapters_and_decoder(tmp_path: Path) -> None:
     run = tuner(tmp_path, mode="earth_adapter")
-    assert [s for s in saved_shapes(run, next(run._batches())) if s[:2] == (2, 65)], (
+    assert [s for s in saved_shapes(run, next(iter(run._batches()))) if s[:2] == (2, 65)], (
         "the check above can fail"
     )
     before = snapshot(run)
@@ -129,8 +149,8 @@ def test_earth_adapter_trains_adapters_and_decoder(tmp_path: Path) -> None:
     moved = changed(run, before)
     assert any(key.startswith("backbone.adapter.") for key in moved)
     assert all(key.startswith(("decoder.", "backbone.adapter.")) for key in moved)
-    assert run.counts.trained == run.counts.decoder + run.counts.adapter
-    assert f"adapter {run.counts.adapter:,}" in str(run.counts)
+    assert run.objective.counts.trained == run.objective.counts.decoder + run.objective.counts.adapter
+    assert f"adapter {run.objective.counts.adapter:,}" in str(run.objective.counts)
     assert losses(tmp_path)[0] == pytest.approx(losses_without_balance(tmp_path)[0], rel=1e-6)
 
 
@@ -155,7 +175,7 @@ def test_weights_of_another_model_start_the_backbone(tmp_path: Path) -> None:
     save_model(source, tmp_path / "source")
     run = tuner(tmp_path / "run", weights=str(tmp_path / "source"))
     for key, value in source.backbone.state_dict().items():
-        assert torch.equal(run.model.backbone.state_dict()[key], value), key
+        assert torch.equal(run.executor.module.backbone.state_dict()[key], value), key
 
 
 # --- cached features --------------------------------------------------------------------------------------
@@ -167,8 +187,8 @@ def test_cached_features_train_as_fresh_ones_do(tmp_path: Path) -> None:
     assert fresh.fit()
     cached = tuner(tmp_path / "cached", augment=None, steps=6, cache_features=True)
     passes: list[int] = []
-    cached.model.backbone.patch_embed.register_forward_hook(lambda *a: passes.append(len(a[1][0])))
-    cached._validate = lambda bar: None  # type: ignore[method-assign]
+    cached.executor.module.backbone.patch_embed.register_forward_hook(lambda *a: passes.append(len(a[1][0])))
+    cached._validate = lambda: None  # type: ignore[method-assign]
     assert cached.fit()
     assert sum(passes) == 8
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "fresh"), rel=1e-4)
@@ -197,16 +217,15 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(mode: str, tmp_path: Path) -
     first = tuner(output, mode=mode, save_every=2)
     stop_after(first, step=3)
     assert not first.fit()
-    resumed = FineTuner(settings(output, mode=mode, save_every=2))
-    resumed.start("auto")
+    resumed = tuner(output, "auto", mode=mode, save_every=2)
     assert resumed.step == 3
     assert resumed.fit()
     assert losses(output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
-    for key, value in whole.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[key], value, rtol=1e-4, atol=1e-6)
+    for key, value in whole.executor.module.state_dict().items():
+        torch.testing.assert_close(resumed.executor.module.state_dict()[key], value, rtol=1e-4, atol=1e-6)
 
 
-def stop_after(run: FineTuner, step: int) -> None:
+def stop_after(run: Run, step: int) -> None:
     """Sends this process SIGTERM, which the loop turns into a save, in the given step (counted from 1)."""
     original = run._train_step
 
@@ -222,23 +241,25 @@ def test_checkpoints_hold_what_trains_and_know_the_rest(tmp_path: Path) -> None:
     run = tuner(tmp_path / "run", steps=2, save_every=1)
     assert run.fit()
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
-    whole = sum(p.numel() * 4 for p in run.model.parameters())
+    whole = sum(p.numel() * 4 for p in run.executor.module.parameters())
     assert (checkpoint / "trained.safetensors").stat().st_size < whole / 2
     with pytest.raises(InputError, match="--resume"):
         tuner(tmp_path / "run", steps=2)
     with pytest.raises(InputError, match="other frozen weights"):
-        FineTuner(settings(tmp_path / "run", steps=2, seed=1)).start("auto")
+        tuner(tmp_path / "run", "auto", steps=2, seed=1)
     content = (checkpoint / "trained.safetensors").read_bytes()
     (checkpoint / "trained.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(InputError, match="damaged"):
-        FineTuner(settings(tmp_path / "run", steps=2)).start("auto")
+        tuner(tmp_path / "run", "auto", steps=2)
 
 
 def test_a_nan_ends_the_run_and_the_layer_is_named(tmp_path: Path) -> None:
     run = tuner(tmp_path)
     with torch.no_grad():
-        run.model.decoder.head.class_predictor.bias.fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match=r"step 0, first in decoder\.head\.class_predictor.*its bias"):
+        run.executor.module.decoder.head.class_predictor.bias.fill_(float("nan"))
+    with pytest.raises(
+        NonFiniteError, match=r"step 0: loss nan.*first in decoder\.head\.class_predictor.*its bias"
+    ):
         run.fit()
 
 
@@ -246,20 +267,65 @@ def test_a_nan_ends_the_run_and_the_layer_is_named(tmp_path: Path) -> None:
 def test_a_nan_is_never_stepped_nor_saved(where: str, tmp_path: Path) -> None:
     """The model's output is finite here; the loss, or its gradient alone, is not."""
     run = tuner(tmp_path, save_every=1)
-    before, original = snapshot(run), run._losses
+    before, original = snapshot(run), run.objective.losses
 
-    def poisoned(batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
-        parts, balance = original(batch)
+    def poisoned(*arguments: Any) -> Losses:
+        losses = original(*arguments)
         if where == "loss":
-            return {**parts, "dice": parts["dice"] * float("nan")}, balance
-        parts["dice"].register_hook(lambda gradient: gradient * float("nan"))
-        return parts, balance
+            nan = losses.total * float("nan")
+            return Losses(nan, {**losses.values, "loss": nan})
+        if losses.total.requires_grad:
+            losses.total.register_hook(lambda gradient: gradient * float("nan"))
+        return losses
 
-    run._losses = poisoned  # type: ignore[method-assign]
+    run.objective.losses = poisoned  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError, match=r"step 0: loss .*, gradient norm nan"):
         run.fit()
     assert not changed(run, before)
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_the_best_model_is_what_is_left(tmp_path: Path) -> None:
+    """Not the last: a score that fell after step 2 leaves the weights of step 2."""
+    run = tuner(tmp_path, steps=4, validate_every=2, save_every=4)
+    scores = iter([0.7, 0.6])
+    score = run.objective.score
+    run.objective.score = lambda model: {**score(model), "miou": next(scores)}  # type: ignore[method-assign]
+    assert run.fit()
+    run.finish()
+    (best, last) = list_checkpoints(tmp_path / "checkpoints")
+    assert (best.name, last.name) == ("step-000002", "step-000004")
+    for checkpoint in (best, last):
+        export(checkpoint, tmp_path / checkpoint.name)
+    folders = (tmp_path / "model", tmp_path / best.name, tmp_path / last.name)
+    left, of_best, of_last = (load_model(folder).state_dict() for folder in folders)
+    assert all(torch.equal(value, of_best[key]) for key, value in left.items())
+    assert not all(torch.equal(value, of_last[key]) for key, value in left.items())
+    assert "of step 2, the best in validation" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("mode", ["frozen", "earth_adapter", "full"])
+def test_any_checkpoint_is_exported(mode: str, tmp_path: Path) -> None:
+    source = build_model("crossearth_sar_tiny", 3, changes=MODEL)
+    save_model(source, tmp_path / "source")
+    run = tuner(tmp_path / "run", mode=mode, steps=2, weights=str(tmp_path / "source"))
+    assert run.fit()
+    (checkpoint,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    export(checkpoint, tmp_path / "out")
+    exported = load_model(tmp_path / "out")
+    assert exported.class_names == tuple(run.objective.classes.names)
+    for key, value in run.executor.module.state_dict().items():
+        assert torch.equal(exported.state_dict()[key], value), key
+    if mode != "full":  # the frozen part comes from where the run took it
+        save_model(build_model("crossearth_sar_tiny", 3, changes=MODEL), tmp_path / "source")
+        with pytest.raises(InputError, match="other frozen weights than those at"):
+            export(checkpoint, tmp_path / "again")
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    tuner(tmp_path)
+    with pytest.raises(InputError, match="is in use"):
+        opened(settings(tmp_path)).start()
 
 
 # --- as users run it --------------------------------------------------------------------------------------
@@ -323,7 +389,7 @@ def test_the_script_stops_resumes_and_reports(finished: Path) -> None:
         ({"weights": "nowhere.pth"}, "no weights at nowhere.pth"),
         ({"weights": None}, "mode 'frozen' freezes the backbone[^$]*weights=random"),
         ({"weights": None, "mode": "earth_adapter"}, "mode 'earth_adapter' freezes the backbone"),
-        ({"model": {"num_classes": 3}}, "model.num_classes is not set here"),
+        ({"model": {"num_classes": 3}}, "model.num_classes is not set by hand"),
         ({"augment": {"crop_size": 32}}, "--set augment.crop_size=64"),
         ({"adapter": {"fft_layers": [9]}, "mode": "earth_adapter"}, "fft_layers"),
     ],
@@ -342,7 +408,7 @@ def test_recipes_are_configs(path: Path) -> None:
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     if path.stem == "finetune_benchmark":  # the command line names the row
         settings |= training_domains(benchmark("N2S"), ProtocolConfig(data_root=""))
-    config = from_mapping(FinetuneConfig, settings)
+    config = merge(finetuning_settings(), settings)
     assert config.output.startswith("runs/")
 
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from dataset_trees import ddhr
 
-from crossearth_sar.config import from_mapping, read_yaml
-from crossearth_sar.engine.finetune import FinetuneConfig
+from crossearth_sar.config import from_mapping, merge, read_yaml
+from crossearth_sar.engine.config import RunConfig, finetuning_settings
 from crossearth_sar.evaluation.protocol import ProtocolConfig, training_domains
 from crossearth_sar.evaluation.registry import BENCHMARKS
 
@@ -74,7 +74,8 @@ def test_what_it_trains_is_what_evaluate_scores(
         "DDHR-SK-korea-seed3.json",
         "DDHR-SK-china-seed3.json",
     }
-    again = from_mapping(FinetuneConfig, read_yaml(run / "config.yaml"))
+    again = from_mapping(RunConfig, read_yaml(run / "config.yaml"))
+    assert again.train is not None
     assert again.train.official is not None
     assert again.train.official.changes == {"upsample": False}
 
@@ -83,12 +84,13 @@ def test_what_it_trains_is_what_evaluate_scores(
 def test_every_row_makes_a_config(key: str) -> None:
     row = BENCHMARKS[key]
     domains = training_domains(row, ProtocolConfig(data_root=""))
-    config = from_mapping(FinetuneConfig, {**read_yaml(RECIPE), **domains})
+    config = merge(finetuning_settings(), {**read_yaml(RECIPE), **domains})
     for domain, side, part in (
         (config.train, row.source, "train"),
         (config.validation, row.source, "test"),
         (config.unseen[0], row.target, "test"),
     ):
+        assert domain is not None
         assert domain.official is not None
         assert (domain.official.dataset, domain.official.domain) == (side.dataset, side.domain)
         assert (domain.official.part, domain.official.task) == (part, row.task)

@@ -24,9 +24,12 @@ import deepspeed  # noqa: F401 - imported once for all runs
 import torch
 from ranks import begin, micro_run
 
-from crossearth_sar.engine import checkpoint
+from crossearth_sar.engine import (
+    checkpoint,
+    checkpoint_files,
+    segmentation_run,  # noqa: F401 - imported once for all runs
+)
 from crossearth_sar.engine.log import read_csv
-from crossearth_sar.engine.loop import Trainer  # noqa: F401 - as above
 
 SAVE_EVERY = 2
 
@@ -105,7 +108,7 @@ def set_trap(kind: str, ranks: int) -> None:
     """
     if kind == "save":
         calls = []
-        name = "save_model" if ranks == 1 else "save_file"
+        name = "save_file"
         write = getattr(checkpoint, name)
 
         def half(*arguments: Any, **options: Any) -> None:
@@ -118,12 +121,12 @@ def set_trap(kind: str, ranks: int) -> None:
     else:
 
         def removing(path: Path, **options: Any) -> None:
-            if "step-" in Path(path).name and not Path(path).name.startswith("."):
+            if Path(path).name.startswith(".writing-old-"):
                 os.kill(os.getpid(), signal.SIGKILL)
             rmtree(path, **options)
 
         rmtree = shutil.rmtree
-        checkpoint.shutil.rmtree = removing  # type: ignore[assignment]
+        checkpoint_files.shutil.rmtree = removing  # type: ignore[assignment]
 
 
 def strike(children: list[int], victim: int, output: Path, at_step: int, delay: float) -> None:
@@ -149,7 +152,7 @@ def said(output: Path) -> str:
 def progress(output: Path) -> tuple[int, int]:
     """Steps in the log, and in the newest complete checkpoint."""
     rows = losses(output)
-    saved = checkpoint.list_checkpoints(output / "checkpoints")
+    saved = checkpoint_files.list_checkpoints(output / "checkpoints")
     return len(rows), int(saved[-1].name.removeprefix("step-")) if saved else 0
 
 

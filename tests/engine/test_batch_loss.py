@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossearth_sar.decoder import DecoderConfig
-from crossearth_sar.engine import batch_loss
-from crossearth_sar.engine.batch_loss import part_weights
 from crossearth_sar.engine.distributed import Ranks
+from crossearth_sar.engine.objectives import batch_loss
+from crossearth_sar.engine.objectives.batch_loss import part_weights
 
 QUERIES = DecoderConfig(num_queries=5, no_object_weight=0.1)
 

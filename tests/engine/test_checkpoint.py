@@ -16,10 +16,13 @@ from ranks import RankPool, begin, micro_run, shared_pool
 from safetensors.torch import load_file
 
 from crossearth_sar.engine import checkpoint as saving
-from crossearth_sar.engine.checkpoint import SaveError, list_checkpoints, load_checkpoint, read_state
+from crossearth_sar.engine import checkpoint_files as files
+from crossearth_sar.engine.checkpoint import SaveError, load_checkpoint
+from crossearth_sar.engine.checkpoint_files import list_checkpoints, read_state
 from crossearth_sar.engine.config import RunConfig
-from crossearth_sar.engine.executors.deepspeed.optimizer_state import MOMENTS, OptimizerState, gather_weights
+from crossearth_sar.engine.executors.deepspeed.optimizer_state import OptimizerState, gather_weights
 from crossearth_sar.engine.log import read_csv
+from crossearth_sar.engine.optim import MOMENTS
 from crossearth_sar.engine.resume import find_checkpoint
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import load_model
@@ -42,7 +45,7 @@ def fit(config: RunConfig, resume: str | None = None) -> dict[str, Any]:
     trainer = begin(config, resume)
     first = trainer.step
     trainer.fit()
-    weights = gather_weights(trainer.engine)
+    weights = gather_weights(trainer.executor.engine)
     return {
         "first": first,
         "weights": {name: value.detach().float().numpy().copy() for name, value in weights.items()},
@@ -138,7 +141,7 @@ def loading(output: Path, checkpoints: list[Path]) -> list[str | None]:
     said: list[str | None] = []
     for checkpoint in checkpoints:
         try:
-            load_checkpoint(checkpoint, trainer.engine, trainer.ranks)
+            load_checkpoint(checkpoint, trainer.executor, trainer.objective)
         except InputError as error:
             said.append(str(error))
         else:
@@ -182,12 +185,12 @@ def refusal(config: RunConfig, resume: str) -> str:
 def restored(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
     """What a run holds right after it went on from a checkpoint, and the losses it goes on with."""
     trainer = begin(config, str(checkpoint))
-    optimizer = OptimizerState(trainer.engine)
+    optimizer = OptimizerState(trainer.executor.engine)
     wrong = []
     on_disk = load_file(checkpoint / WEIGHTS)
     for path in checkpoint.glob("optimizer-*"):
         on_disk.update(load_file(path))
-    for name, value in gather_weights(trainer.engine).items():
+    for name, value in gather_weights(trainer.executor.engine).items():
         if not torch.equal(value.detach(), on_disk.pop(name)):
             wrong.append(name)
     for name in optimizer.names:
@@ -196,7 +199,10 @@ def restored(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
                 wrong.append(f"{moment}/{name}")
     steps = optimizer.adam_step
     trainer.fit()
-    return {"wrong": [*wrong, *on_disk], "adam_step": (steps, OptimizerState(trainer.engine).adam_step)}
+    return {
+        "wrong": [*wrong, *on_disk],
+        "adam_step": (steps, OptimizerState(trainer.executor.engine).adam_step),
+    }
 
 
 ELSEWHERE: list[tuple[int, dict[str, Any]]] = [
@@ -273,7 +279,7 @@ def test_what_a_checkpoint_says_of_itself(run_copy: Path) -> None:
     checkpoint = run_copy / "checkpoints" / "step-000004"
     state = read_state(checkpoint)
     says = {key: state[key] for key in ("format", "step", "adam_step", "ranks", "ep_size", "zero_stage")}
-    assert says == {"format": 2, "step": 4, "adam_step": 4, "ranks": 2, "ep_size": 2, "zero_stage": 1}
+    assert says == {"format": 3, "step": 4, "adam_step": 4, "ranks": 2, "ep_size": 2, "zero_stage": 1}
     assert state["run"]["preset"] == "crossearth_sar_tiny"
     files = {path.name for path in checkpoint.iterdir()} - {"state.json"}
     assert set(state["sha256"]) == files == {WEIGHTS, "config.json", FIRST, LAST}
@@ -298,8 +304,8 @@ def validated(config: RunConfig, scores: list[float]) -> list[str]:
     trainer = begin(config)
     validate = trainer._validate
 
-    def scored(bar: Any) -> Any:
-        validate(bar)
+    def scored() -> Any:
+        validate()
         miou = scores[trainer.step - 1]
         return (
             {"step": trainer.step, "miou": miou}
@@ -447,8 +453,8 @@ def test_what_cannot_be_removed_does_not_end_the_run(
     def refusing(path: Path, **options: Any) -> None:
         raise OSError(errno.EBUSY, "Device or resource busy")
 
-    monkeypatch.setattr(saving.shutil, "rmtree", refusing)
-    saving.tidy_up(tmp_path, tmp_path / "step-000002", 1, None)
+    monkeypatch.setattr(files.shutil, "rmtree", refusing)
+    files.tidy_up(tmp_path, tmp_path / "step-000002", 1, None)
     assert "step-000002 is saved" in caplog.text
     assert "resource busy" in caplog.text
     assert list_checkpoints(tmp_path) == [tmp_path / "step-000002"]
@@ -461,12 +467,12 @@ def test_an_earlier_save_of_the_same_step_never_stands_half_removed(
     complete(final)
     complete(temporary)
     (final / "old").touch()
-    monkeypatch.setattr(saving.shutil, "rmtree", lambda *a, **o: pytest.fail("removed in its place"))
-    saving.put_in_place(temporary, final)
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *a, **o: pytest.fail("removed in its place"))
+    files.put_in_place(temporary, final)
     monkeypatch.undo()
     assert list_checkpoints(tmp_path) == [final]
     assert not (final / "old").exists()
-    saving.tidy_up(tmp_path, final, 1, None)
+    files.tidy_up(tmp_path, final, 1, None)
     assert list(tmp_path.iterdir()) == [final]
 
 

@@ -19,18 +19,23 @@ from crossearth_sar.data.domain import DomainConfig
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.engine.config import OptimConfig, RunConfig, simulated_run
 from crossearth_sar.engine.distributed import Ranks
-from crossearth_sar.engine.loop import Trainer
 from crossearth_sar.engine.planning.layout import (
     check_machine,
     deepspeed_config,
     plan_layout,
     run_model_config,
 )
+from crossearth_sar.engine.run import Run
+from crossearth_sar.engine.segmentation_run import segmentation_run
 from crossearth_sar.errors import InputError
 
 
-def trainer(tmp_path: Path, ranks: int = 1, **changes: Any) -> Trainer:
-    return Trainer(micro_run(tmp_path, **changes), Ranks(0, ranks, torch.device("cpu")))
+def built(config: RunConfig, ranks: int = 1) -> Run:
+    return segmentation_run(config, Ranks(0, ranks, torch.device("cpu")))
+
+
+def trainer(tmp_path: Path, ranks: int = 1, **changes: Any) -> Run:
+    return built(micro_run(tmp_path, **changes), ranks)
 
 
 def test_the_default_run_survives_yaml_and_json(tmp_path: Path) -> None:
@@ -69,17 +74,19 @@ def test_a_batch_that_does_not_divide(
 ) -> None:
     with pytest.raises(InputError, match=f"batch_size={fix}$"):
         trainer(tmp_path, ranks, batch_size=batch, accumulation=accumulation)
-    assert trainer(tmp_path, ranks, batch_size=fix, accumulation=accumulation).micro_batch > 0
+    assert trainer(tmp_path, ranks, batch_size=fix, accumulation=accumulation).executor.micro_batch > 0
 
 
 def test_sizes_of_a_run_that_fits(tmp_path: Path) -> None:
     run = trainer(tmp_path, 2, batch_size=12, accumulation=3)
-    assert (run.micro_batch, run.ep_size, run.model_config.num_classes) == (2, 2, 7)
-    settings = deepspeed_config(run.config, run.layout)
+    assert (run.executor.micro_batch, run.executor.ep_size) == (2, 2)
+    model_config = run.objective.model_config
+    assert model_config.num_classes == 7
+    settings = deepspeed_config(run.config, run.executor.layout)
     assert settings["train_micro_batch_size_per_gpu"] == 2
     assert settings["gradient_accumulation_steps"] == 3
     assert settings["bf16"] == {"enabled": False}, "auto is fp32 on a CPU"
-    on_gpu = plan_layout(run.config, run.model_config, ranks=2, on_gpu=True)
+    on_gpu = plan_layout(run.config, model_config, ranks=2, on_gpu=True)
     assert deepspeed_config(run.config, on_gpu)["bf16"] == {"enabled": True}
 
 
@@ -108,8 +115,8 @@ def test_what_cannot_work_together(tmp_path: Path, changes: dict[str, Any], word
 
 def test_zero_3_keeps_experts_whole(tmp_path: Path) -> None:
     run = trainer(tmp_path, 2, **{"parallel.zero_stage": 3, "parallel.offload_parameters": "cpu"})
-    assert run.ep_size == 1
-    zero = deepspeed_config(run.config, run.layout)["zero_optimization"]
+    assert run.executor.ep_size == 1
+    zero = deepspeed_config(run.config, run.executor.layout)["zero_optimization"]
     assert zero["stage"] == 3
     assert zero["offload_param"] == {"device": "cpu", "pin_memory": False}
 
@@ -158,8 +165,8 @@ def test_experts_are_not_split_without_zero(tmp_path: Path, ep_size: int | str) 
     changes: dict[str, Any] = {"parallel.zero_stage": 0, "parallel.ep_size": ep_size}
     with pytest.raises(InputError, match=r"zero_stage=1"):
         trainer(tmp_path, 2, **changes)
-    assert trainer(tmp_path, 1, **{**changes, "parallel.ep_size": "auto"}).ep_size == 1
-    assert trainer(tmp_path, 2, **{**changes, "parallel.ep_size": 1}).ep_size == 1
+    assert trainer(tmp_path, 1, **{**changes, "parallel.ep_size": "auto"}).executor.ep_size == 1
+    assert trainer(tmp_path, 2, **{**changes, "parallel.ep_size": 1}).executor.ep_size == 1
 
 
 def test_domains_of_other_classes(tmp_path: Path) -> None:
@@ -170,9 +177,9 @@ def test_domains_of_other_classes(tmp_path: Path) -> None:
     )
     config = replace(micro_run(tmp_path), unseen=(DomainConfig(name="other", folder=folder),))
     with pytest.raises(InputError, match=r"'other' has other classes[\s\S]*land"):
-        Trainer(config, Ranks(0, 1, torch.device("cpu")))
+        built(config)
 
 
 def test_warmup_longer_than_the_run_is_allowed(tmp_path: Path) -> None:
     config = replace(micro_run(tmp_path), optim=OptimConfig(warmup_steps=100))
-    assert Trainer(config, Ranks(0, 1, torch.device("cpu"))).config.steps < 100
+    assert built(config).config.steps < 100

@@ -37,16 +37,18 @@ def every_step(config: RunConfig) -> dict[str, Any]:
         for batch in trainer._batches():
             rows.append(trainer._train_step(batch))
             trainer.step += 1
-        weights = gather_weights(trainer.engine)
-        optimizer = OptimizerState(trainer.engine)
+        weights = gather_weights(trainer.executor.engine)
+        optimizer = OptimizerState(trainer.executor.engine)
         moments = {name: optimizer.gather(name, "exp_avg_sq") for name in optimizer.names}
-    experts = trainer.engine.module.backbone.blocks[0].mlp.experts.w1
+    experts = trainer.executor.engine.module.backbone.blocks[0].mlp.experts.w1
     return {
         **{key: [row[key] for row in rows] for key in ("loss", "grad_norm", "loss_balance")},
         "weights": {name: value.detach().float().numpy().copy() for name, value in weights.items()},
         "moments": {name: value.numpy().copy() for name, value in moments.items()},
         "stepped": {n: optimizer._fragment(p).numel for n, p in optimizer._parameters.items()},
-        "split": isinstance(trainer.engine.module.backbone.blocks[0].mlp.experts, ExpertParallelExperts),
+        "split": isinstance(
+            trainer.executor.engine.module.backbone.blocks[0].mlp.experts, ExpertParallelExperts
+        ),
         "experts here": getattr(experts, "ds_shape", experts.shape)[0],
     }
 

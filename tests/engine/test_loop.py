@@ -13,11 +13,10 @@ import torch.distributed as dist
 from ranks import RankPool, begin, micro_run, shared_pool
 from safetensors.torch import load_file
 
-from crossearth_sar.engine.checkpoint import list_checkpoints
+from crossearth_sar.engine.checkpoint_files import list_checkpoints
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.log import TensorBoard, read_csv
 from crossearth_sar.engine.optim import learning_rate
-from crossearth_sar.engine.results import write_results
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.evaluate import evaluate
 
@@ -47,11 +46,11 @@ def every_step(trainer: Any) -> list[dict[str, float]]:
 def accumulate(config: RunConfig) -> dict[str, Any]:
     trainer = begin(config)
     rows = every_step(trainer)
-    inner = getattr(trainer.engine.optimizer, "optimizer", trainer.engine.optimizer)
+    inner = getattr(trainer.executor.engine.optimizer, "optimizer", trainer.executor.engine.optimizer)
     return {
         "rows": rows,
-        "global_steps": trainer.engine.global_steps,
-        "micro_steps": trainer.engine.micro_steps,
+        "global_steps": trainer.executor.engine.global_steps,
+        "micro_steps": trainer.executor.engine.micro_steps,
         "adam_steps": {int(state["step"]) for state in inner.state.values()},
     }
 
@@ -84,9 +83,10 @@ def closed(board: TensorBoard) -> bool:
 def whole_run(config: RunConfig) -> dict[str, Any]:
     trainer = begin(config)
     finished = trainer.fit()
-    shared = trainer.evaluate(trainer.validation)
-    alone = evaluate(trainer.replica, trainer.validation, range(len(trainer.validation)))
-    at_most = trainer.evaluate(trainer.validation, 3)
+    model, held_out = trainer.executor.whole(), trainer.objective.validation
+    shared = trainer.objective.evaluate(model, held_out)
+    alone = evaluate(model, held_out, range(len(held_out)))
+    at_most = trainer.objective.evaluate(model, held_out, 3)
     try:
         begin(config)
         refused = ""
@@ -99,7 +99,7 @@ def whole_run(config: RunConfig) -> dict[str, Any]:
         "same tokens": torch.equal(shared.tokens_LE, alone.tokens_LE),
         "pixels": (int(shared.confusion.counts.sum()), int(at_most.confusion.counts.sum())),
         "refused": refused,
-        "events written": not trainer.ranks.is_main or closed(trainer.tensorboard),
+        "events written": not trainer.ranks.is_main or closed(trainer.log.tensorboard),
     }
 
 
@@ -139,8 +139,8 @@ def test_a_whole_run_on_two_ranks(two_ranks: RankPool, tmp_path: Path) -> None:
 def bf16_run(config: RunConfig) -> dict[str, Any]:
     trainer = begin(config)
     trainer.fit()
-    write_results(trainer)
-    return {name: value.numpy().copy() for name, value in trainer.replica.state_dict().items()}
+    trainer.finish()
+    return {name: value.numpy().copy() for name, value in trainer.executor.replica.state_dict().items()}
 
 
 def test_what_is_scored_and_left_are_the_masters(one_rank: RankPool, tmp_path: Path) -> None:
@@ -181,14 +181,14 @@ def one_step_norm(config: RunConfig) -> tuple[float, float]:
     """The logged norm of the first step, and that of all gradients as backward left them."""
     trainer = begin(config)
     seen = []
-    step = trainer.engine.step
+    step = trainer.executor.engine.step
 
     def watch() -> None:
-        gradients = [p.grad for p in trainer.engine.module.parameters() if p.grad is not None]
+        gradients = [p.grad for p in trainer.executor.engine.module.parameters() if p.grad is not None]
         seen.append(float(torch.nn.utils.get_total_norm(gradients)))
         step()
 
-    trainer.engine.step = watch
+    trainer.executor.engine.step = watch
     return trainer._train_step(next(trainer._batches()))["grad_norm"], seen[0]
 
 

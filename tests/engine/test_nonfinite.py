@@ -61,7 +61,7 @@ def poison(trainer: Any, steps: tuple[int, ...], kind: str) -> Iterator[None]:
         if now() and value.requires_grad:
             value.register_hook(lambda grad: grad * torch.nan)
 
-    layer = trainer.engine.module.get_submodule(PLACE)
+    layer = trainer.executor.engine.module.get_submodule(PLACE)
     handle = layer.register_forward_hook(output if kind == "output" else gradient)
     try:
         yield
@@ -80,9 +80,9 @@ def meet(config: RunConfig, steps: tuple[int, ...], kind: str) -> dict[str, Any]
             trainer.fit()
         except NonFiniteError as caught:
             error = str(caught)
-    optimizer = OptimizerState(trainer.engine)
+    optimizer = OptimizerState(trainer.executor.engine)
     state = {
-        **gather_weights(trainer.engine),
+        **gather_weights(trainer.executor.engine),
         **{n: optimizer.gather(n, "exp_avg_sq") for n in optimizer.names},
     }
     return {

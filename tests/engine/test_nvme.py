@@ -31,7 +31,7 @@ def async_io() -> bool:
 def fit(config: RunConfig, resume: str | None = None) -> tuple[int, list[bool]]:
     """The step this began with, and which partitions of the optimizer are swapped."""
     trainer = begin(config, resume)
-    zero, first = trainer.engine.optimizer, trainer.step
+    zero, first = trainer.executor.engine.optimizer, trainer.step
     swapped = [zero._swappable_optimizer_subgroup(i) for i in range(len(zero.fp16_groups))]
     trainer.fit()
     return first, swapped

@@ -14,7 +14,8 @@ from torch import Tensor
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks
 from crossearth_sar.engine.executors.deepspeed.optimizer_state import gather_weights
-from crossearth_sar.engine.loop import Trainer
+from crossearth_sar.engine.run import Run
+from crossearth_sar.engine.segmentation_run import segmentation_run
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import build_model, load_model, save_model
 from crossearth_sar.moe import upcycle_state_dict
@@ -27,8 +28,8 @@ def with_dense_weights(tmp_path: Path, **changes: Any) -> RunConfig:
     return config
 
 
-def weights_of(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in gather_weights(trainer.engine).items()}
+def weights_of(trainer: Run) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in gather_weights(trainer.executor.engine).items()}
 
 
 def start_and_go_on(config: RunConfig) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def start_and_go_on(config: RunConfig) -> dict[str, Any]:
     again = weights_of(resumed)
     experts = found["backbone.blocks.0.mlp.experts.w1"]
     return {
-        "ep_size": trainer.ep_size,
+        "ep_size": trainer.executor.ep_size,
         "wrong": wrong,
         "experts differ": not torch.equal(experts[0], experts[5]),
         "moved": not torch.equal(trained["backbone.cls_token"], found["backbone.cls_token"]),
@@ -75,6 +76,9 @@ def test_a_wrong_path_is_found_before_data_are_opened(
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights.bin").touch()
     config = micro_run(tmp_path / "run", weights=weights)
-    monkeypatch.setattr("crossearth_sar.engine.loop.open_domain", lambda *_: pytest.fail("data were opened"))
+    monkeypatch.setattr(
+        "crossearth_sar.engine.objectives.segmentation.open_domain",
+        lambda *_: pytest.fail("data were opened"),
+    )
     with pytest.raises(InputError, match=rf"weights (at )?{weights}"):
-        Trainer(config, Ranks(0, 1, torch.device("cpu")))
+        segmentation_run(config, Ranks(0, 1, torch.device("cpu")))

@@ -56,7 +56,7 @@ def waiting(seconds: float, count: int) -> Iterator[int]:
 
 def test_meter() -> None:
     config: ModelConfig = model_preset("crossearth_sar_tiny", 7)
-    meter = Meter(config, batch_size=8, peak=2.0)
+    meter = Meter(tokens_per_image(config), forward_flop(config), batch_size=8, peak=2.0)
     numbers = []
     for number in meter.timed(waiting(0.03, 3)):
         time.sleep(0.03)
@@ -68,7 +68,7 @@ def test_meter() -> None:
         assert row["tflops"] == pytest.approx(row["images_per_second"] * 3 * forward_flop(config) / 1e12)
         assert row["mfu"] == pytest.approx(row["tflops"] / 2)
     assert numbers == [0, 1, 2]
-    assert "mfu" not in Meter(config, 8, None).row()
+    assert "mfu" not in Meter(17, 1e9, 8, None).row()
     assert peak_tflops(torch.device("cpu")) is None
 
 

@@ -14,11 +14,9 @@ from ranks import begin, micro_run, shared_pool
 from crossearth_sar.config import from_mapping
 from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
 from crossearth_sar.data.domain import DomainConfig
-from crossearth_sar.engine.config import RunConfig
+from crossearth_sar.engine.config import RunConfig, finetuning_settings
 from crossearth_sar.engine.distributed import Ranks
-from crossearth_sar.engine.finetune import FinetuneConfig, FineTuner
-from crossearth_sar.engine.loop import Trainer
-from crossearth_sar.engine.results import write_results
+from crossearth_sar.engine.segmentation_run import segmentation_run
 from crossearth_sar.errors import InputError
 
 
@@ -34,7 +32,7 @@ def write_sources(root: Path) -> None:
 def train(config: RunConfig) -> dict[str, Any]:
     trainer = begin(config)
     bands = [batch["image"].shape[1] for batch in trainer._batches()]
-    return {"done": trainer.fit(), "bands": bands, **write_results(trainer)}
+    return {"done": trainer.fit(), "bands": bands, **trainer.finish()}
 
 
 def test_two_sources_train_together(tmp_path: Path) -> None:
@@ -66,21 +64,13 @@ def test_data_that_cannot_teach_or_test_are_refused_before_the_first_step(tmp_pa
     files = {"root": str(tmp_path), "images": "a.png", "values": "amplitude", "classes": SEVEN_CLASSES.names}
     bare = from_mapping(DomainConfig, {"name": "bare", "folder": {**files, "labels": None}})
     taught = micro_run(tmp_path / "run")
-    finetune = FinetuneConfig(
-        output=str(tmp_path / "run"),
-        preset=taught.preset,
-        train=taught.train,
-        validation=taught.validation,
-        steps=1,
-        batch_size=1,
-        mode="full",
-        model=taught.model,
-        augment=taught.augment,
-    )
-    for config, build in (
-        (taught, lambda run: Trainer(run, Ranks(0, 1, torch.device("cpu")))),
-        (finetune, FineTuner),
-    ):
+    same = {key: getattr(taught, key) for key in ("output", "train", "validation", "model", "augment")}
+    finetune = replace(finetuning_settings(), mode="full", **same)
+
+    def build(run: RunConfig) -> None:
+        segmentation_run(run, Ranks(0, 1, torch.device("cpu")))
+
+    for config in (taught, finetune):
         build(config)
         with pytest.raises(InputError, match="'bare' has no labels to train on"):
             build(replace(config, train=bare))

@@ -42,9 +42,8 @@ def plan_layout(config: RunConfig, model: ModelConfig, *, ranks: int, on_gpu: bo
     Raises:
         InputError: for settings that cannot work together, with the setting that would.
     """
-    use_bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu)
-    _check_crop(config, model)
-    micro_batch = _micro_batch(config, ranks)
+    use_bf16 = wants_bf16(config, on_gpu=on_gpu)
+    micro_batch = micro_batch_of(config, ranks)
     ep_size = _ep_size(config, model, ranks)
     _check_zero(config, use_bf16)
     return Layout(ranks=ranks, ep_size=ep_size, micro_batch=micro_batch, use_bf16=use_bf16, on_gpu=on_gpu)
@@ -73,14 +72,27 @@ def check_machine(config: RunConfig) -> None:
 
 
 def run_model_config(config: RunConfig, num_classes: int) -> ModelConfig:
-    """The model of a run: its preset with its changes."""
-    if "num_classes" in config.model:
+    """The model of a run: its preset with its changes.
+
+    Raises:
+        InputError: for what follows from other settings, and for a training crop of another size.
+    """
+    for key, fix in (
+        ("num_classes", "it is the number of classes of the training domain"),
+        ("adapter", "see mode and adapter"),
+    ):
+        if key in config.model:
+            raise InputError(f"model.{key} is not set by hand", got=config.model[key], fix=fix)
+    model = merge(model_preset(config.preset, num_classes), config.model, "model")
+    augment = config.augment
+    if augment is not None and augment.crop_size not in (None, model.crop_size):
         raise InputError(
-            "model.num_classes is not set by hand",
-            got=config.model["num_classes"],
-            fix="it is the number of classes of the training domain",
+            "training crop and model crop differ",
+            got=f"augment.crop_size {augment.crop_size}, model.crop_size {model.crop_size}",
+            expected="the same size",
+            fix=f"--set augment.crop_size={model.crop_size}",
         )
-    return merge(model_preset(config.preset, num_classes), config.model, "model")
+    return model
 
 
 def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
@@ -118,7 +130,39 @@ def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
     }
 
 
-def _micro_batch(config: RunConfig, ranks: int) -> int:
+def wants_bf16(config: RunConfig, *, on_gpu: bool) -> bool:
+    """ "auto" is bf16 on a GPU and fp32 on a CPU."""
+    return config.precision == "bf16" or (config.precision == "auto" and on_gpu)
+
+
+def check_local(config: RunConfig) -> None:
+    """InputError for settings that the light executor would not carry out."""
+    parallel = config.parallel
+    asked = [
+        f"parallel.{name} {value}"
+        for name, value, plain in (
+            ("zero_stage", parallel.zero_stage, parallel.zero_stage < 2),
+            ("ep_size", parallel.ep_size, parallel.ep_size in ("auto", 1)),
+            ("offload_optimizer", parallel.offload_optimizer, parallel.offload_optimizer == "none"),
+            ("offload_parameters", parallel.offload_parameters, parallel.offload_parameters == "none"),
+        )
+        if not plain
+    ]
+    if asked:
+        raise InputError(
+            "the local executor keeps the whole model on each rank",
+            got=", ".join(asked),
+            expected="executor deepspeed for that",
+            fix="--set executor=deepspeed (pip install 'crossearth-sar[train]')",
+        )
+
+
+def micro_batch_of(config: RunConfig, ranks: int) -> int:
+    """Images of one forward pass on a rank.
+
+    Raises:
+        InputError: for a batch that does not divide.
+    """
     parts = ranks * config.accumulation
     if config.batch_size % parts:
         nearest_fit = max(parts, config.batch_size // parts * parts)
@@ -129,16 +173,6 @@ def _micro_batch(config: RunConfig, ranks: int) -> int:
             fix=f"--set batch_size={nearest_fit}",
         )
     return config.batch_size // parts
-
-
-def _check_crop(config: RunConfig, model: ModelConfig) -> None:
-    if config.augment.crop_size != model.crop_size:
-        raise InputError(
-            "training crop and model crop differ",
-            got=f"augment.crop_size {config.augment.crop_size}, model.crop_size {model.crop_size}",
-            expected="the same size",
-            fix=f"--set augment.crop_size={model.crop_size}",
-        )
 
 
 def _ep_size(config: RunConfig, model: ModelConfig, ranks: int) -> int:

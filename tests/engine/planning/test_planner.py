@@ -31,7 +31,10 @@ def held_bytes(output: str, changes: dict[str, Any], live: int) -> dict[str, flo
     """
     with at_most_live(live):
         trainer = begin(micro_run(Path(output), steps=2, **changes))
-    engine, inside = trainer.engine, getattr(trainer.engine.optimizer, "optimizer", trainer.engine.optimizer)
+    engine, inside = (
+        trainer.executor.engine,
+        getattr(trainer.executor.engine.optimizer, "optimizer", trainer.executor.engine.optimizer),
+    )
     parameters = list(engine.module.parameters())
     most = {"weights": 0.0, "gradients": 0.0}
 

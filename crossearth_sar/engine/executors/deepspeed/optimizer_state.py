@@ -20,9 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from crossearth_sar.engine.optim import MOMENTS
 from crossearth_sar.moe.expert_parallel import ExpertParallelExperts, full_state_dict
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.decoder import DecoderConfig
-from crossearth_sar.engine.distributed import Ranks
+from crossearth_sar.engine.distributed import Ranks, mean_over_ranks, sum_over_ranks
 from crossearth_sar.model import LossTerms, ModelOutput
-
-
-def split_into_parts(batch: dict[str, Any], keys: Sequence[str], accumulation: int) -> list[dict[str, Any]]:
-    """This rank's parts of the batch, every `accumulation`-th image each."""
-    return [{key: batch[key][part::accumulation] for key in keys} for part in range(accumulation)]
 
 
 def part_weights(masks: Sequence[Tensor], config: DecoderConfig, ranks: Ranks) -> list[tuple[Any, Any]]:
@@ -41,8 +35,7 @@ def part_weights(masks: Sequence[Tensor], config: DecoderConfig, ranks: Ranks) -
     """
     own_P2 = torch.tensor([_normalizers(mask_BHW, config) for mask_BHW in masks], dtype=torch.float64)
     own_P2 = own_P2.to(ranks.device, non_blocking=True)
-    total = own_P2.sum(0)
-    dist.all_reduce(total)
+    total = sum_over_ranks(own_P2.sum(0))
     mean = total / (len(masks) * ranks.size)
     weights_P2 = torch.where(mean > 0, own_P2 / mean, 1.0).float()  # without a target its losses are 0 anyway
     return [(class_weight, mask_weight) for class_weight, mask_weight in weights_P2.unbind()]
@@ -65,8 +58,7 @@ def with_global_shares(output: ModelOutput, ranks: Ranks) -> ModelOutput:
     if not output.routing:
         return output
     share_LE = torch.stack([routing.expert_fraction for routing in output.routing])
-    dist.all_reduce(share_LE)
-    share_LE /= ranks.size
+    share_LE = mean_over_ranks(share_LE)
     routing = [replace(r, expert_fraction=f) for r, f in zip(output.routing, share_LE, strict=True)]
     return replace(output, routing=tuple(routing))
 

@@ -1,67 +1,61 @@
-"""What a finished run leaves: scores beside honest baselines, pictures, a report and the model itself."""
+"""What a finished segmentation run leaves beside its model: scores, honest baselines, pictures, a report."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from crossearth_sar.data.domain import Domain
 from crossearth_sar.engine.log import read_csv
-from crossearth_sar.engine.loop import Trainer
 from crossearth_sar.evaluation.baselines import (
     class_histogram,
     majority_class,
     majority_scores,
     otsu_water_scores,
 )
-from crossearth_sar.evaluation.evaluate import predict_sample
+from crossearth_sar.evaluation.evaluate import Evaluation, predict_sample
 from crossearth_sar.evaluation.figures import curves_figure, expert_share_figure, prediction_figure
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
-from crossearth_sar.model import save_model
+from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.provenance import provenance
+
+if TYPE_CHECKING:
+    from crossearth_sar.engine.objectives.segmentation import Segmentation
+    from crossearth_sar.engine.run import Run
 
 LOSS_WINDOW = 20
 """Steps at either end of a run whose mean loss is compared."""
 
 
-def write_results(trainer: Trainer) -> dict[str, Any]:
-    """Evaluates held-out and unseen domains, writes everything into the run's folder, prints the table.
+def write_report(run: Run, objective: Segmentation, model: CrossEarthSAR) -> dict[str, Any]:
+    """Evaluates held-out and unseen domains, writes into the run's folder, prints the table.
 
-    Files: metrics.json, report.md, predictions-*.png, curves.png, experts-*.png, model/ (for load_model).
-    A collective call; the mapping of metrics.json is returned, on rank 0 only filled.
+    Files: metrics.json, report.md, parameters.txt, predictions-*.png, curves.png, experts-*.png. A collective
+    call; the mapping of metrics.json is returned, on rank 0 only filled.
     """
-    output, domains = trainer.output, [trainer.validation, *trainer.unseen]
-    trainer.say("evaluating held-out and unseen images …")
+    output = run.output
+    run.say("evaluating held-out and unseen images …")
     results: dict[str, Any] = {}
-    majority = (
-        majority_class(class_histogram(trainer.train_domain, max_samples=64)) if trainer.ranks.is_main else 0
-    )
-    for domain in domains:
-        evaluation = trainer.evaluate(domain)
-        if trainer.ranks.is_main:
-            names = domain.classes.names
-            results[domain.name] = {
-                "images": len(domain),
-                "model": evaluation.confusion.scores().to_mapping(names),
-                **{
-                    name: matrix.scores().to_mapping(names)
-                    for name, matrix in _baselines(domain, majority).items()
-                },
-            }
-            _pictures(trainer, domain, evaluation.expert_share_LE.cpu())
-    if not trainer.ranks.is_main:
+    is_main = run.ranks.is_main
+    majority = majority_class(class_histogram(objective.train_domain, max_samples=64)) if is_main else 0
+    for domain in [objective.validation, *objective.unseen]:
+        evaluation = objective.evaluate(model, domain)
+        if is_main:
+            results[domain.name] = _scores(domain, evaluation, majority)
+            _pictures(run, model, domain, evaluation.expert_share_LE.cpu())
+    if not is_main:
         return {}
     train_rows = read_csv(output / "train.csv")
     metrics = {
         "provenance": provenance(),
-        "steps": trainer.step,
-        "ranks": trainer.ranks.size,
-        "ep_size": trainer.ep_size,
-        "classes": list(trainer.classes.names),
-        "majority_class": trainer.classes.names[majority],
+        "steps": run.step,
+        "model_of_step": int(run.best["step"]) if run.best else run.step,
+        **run.executor.facts(),
+        "classes": list(objective.classes.names),
+        "majority_class": objective.classes.names[majority],
         "loss": _loss_summary([float(row["loss"]) for row in train_rows]),
         "domains": results,
     }
@@ -70,11 +64,22 @@ def write_results(trainer: Trainer) -> dict[str, Any]:
     curves_figure(
         _columns(train_rows), output / "curves.png", "Training", validation=_columns(validation) or None
     )
-    save_model(trainer.replica, output / "model")
-    report = _report(metrics, trainer)
+    counts = f"{run.config.mode}: {objective.counts}\n"
+    (output / "parameters.txt").write_text(counts, encoding="utf-8")
+    report = _report(metrics, run.config.preset, objective.train_domain.name)
     (output / "report.md").write_text(report, encoding="utf-8")
     print(f"\n{report}\nAll of it is in {output}/", flush=True)
     return metrics
+
+
+def _scores(domain: Domain, evaluation: Evaluation, majority: int) -> dict[str, Any]:
+    names = domain.classes.names
+    baselines = _baselines(domain, majority)
+    return {
+        "images": len(domain),
+        "model": evaluation.confusion.scores().to_mapping(names),
+        **{name: matrix.scores().to_mapping(names) for name, matrix in baselines.items()},
+    }
 
 
 def _baselines(domain: Domain, majority: int) -> dict[str, ConfusionMatrix]:
@@ -87,11 +92,11 @@ def _baselines(domain: Domain, majority: int) -> dict[str, ConfusionMatrix]:
     return found
 
 
-def _pictures(trainer: Trainer, domain: Domain, share_LE: torch.Tensor) -> None:
-    output, rows = trainer.output, min(trainer.config.pictures, len(domain))
+def _pictures(run: Run, model: CrossEarthSAR, domain: Domain, share_LE: torch.Tensor) -> None:
+    output, rows = run.output, min(run.config.pictures, len(domain))
     if rows:
         samples = [domain[i * len(domain) // rows] for i in range(rows)]
-        predictions = [predict_sample(trainer.replica, sample).cpu() for sample in samples]
+        predictions = [predict_sample(model, sample).cpu() for sample in samples]
         prediction_figure(
             samples,
             predictions,
@@ -124,13 +129,16 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _report(metrics: dict[str, Any], trainer: Trainer) -> str:
+def _report(metrics: dict[str, Any], preset: str, source: str) -> str:
     loss = metrics["loss"]
+    best = metrics["model_of_step"]
+    which = "of the last step" if best == metrics["steps"] else f"of step {best}, the best in validation"
     lines = [
-        f"# {trainer.config.preset}, {metrics['steps']} steps on {trainer.train_domain.name}",
+        f"# {preset}, {metrics['steps']} steps on {source}",
         "",
         f"{metrics['ranks']} ranks, experts split over {metrics['ep_size']}; loss {loss['first']:.2f} -> "
-        f"{loss['last']:.2f} (means of {loss['window']} steps), a fall of {loss['fall']:.0%}.",
+        f"{loss['last']:.2f} (means of {loss['window']} steps), a fall of "
+        f"{loss['fall']:.0%}. The model is that {which}.",
         "",
     ]
     for name, scores in metrics["domains"].items():

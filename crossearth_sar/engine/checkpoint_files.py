@@ -1,0 +1,158 @@
+"""Checkpoint folders as files: which are complete, what they say of themselves, how one is put in place.
+
+A folder counts once its state.json lies in a folder of exact name; it is written aside, flushed and renamed,
+and what it replaces is removed from its state.json on, so that a kill at any moment leaves no half one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from crossearth_sar.engine.objectives.base import WEIGHTS_FILE
+from crossearth_sar.errors import InputError
+
+logger = logging.getLogger("crossearth_sar")
+
+STATE_FILE = "state.json"
+TRAINED_FILE, OBJECTIVE_FILE = "trained.safetensors", "objective.safetensors"
+FORMAT = 3
+READABLE = (2, 3)
+"""Format 2 is that of pre-training before fine-tuning wrote the same."""
+_OVER = ".writing-over-"
+_NAME = re.compile(r"step-(\d{6}|[1-9]\d{6,})")
+
+
+def step_name(step: int) -> str:
+    """What the checkpoint of that many steps is called."""
+    return f"step-{step:06d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints below `folder`, oldest first. Only names that `step_name` gives count: a copy
+    beside them, step-000010.bak say, is nobody's business."""
+    named = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    complete = [path for path in named if (path / STATE_FILE).is_file()]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given as state, and the Adam step, ranks and checksums."""
+    try:
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"no checkpoint at {checkpoint}",
+            got=str(error),
+            fix="give a folder that holds state.json, or --resume for the newest",
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"checkpoint {checkpoint} is damaged",
+            got=f"{STATE_FILE} is not JSON: {error}",
+            fix=others_named(checkpoint),
+        ) from error
+    if not isinstance(state, dict) or state.get("format") not in READABLE or _is_old_finetuning(state):
+        found = state.get("format", 1) if isinstance(state, dict) else "none"
+        raise InputError(
+            f"checkpoint {checkpoint} has another format",
+            got=f"format {found}" + (" of fine-tuning" if found in READABLE else ""),
+            expected=f"format {FORMAT}, or 2 of pre-training",
+            fix="start a new run; load_model still reads the weights in its model folder",
+        )
+    return state
+
+
+def _is_old_finetuning(state: dict[str, Any]) -> bool:
+    """Its optimizer state was one pickled file."""
+    return state["format"] == 2 and "optimizer.pt" in state.get("sha256", {})
+
+
+def weights_file(state: dict[str, Any]) -> str:
+    """Which file of a checkpoint has the weights."""
+    return TRAINED_FILE if TRAINED_FILE in state["sha256"] else WEIGHTS_FILE
+
+
+def check_intact(checkpoint: Path, name: str, state: dict[str, Any]) -> None:
+    """InputError unless file `name` is what was written, naming the newest other checkpoint."""
+    path = checkpoint / name
+    problem = None
+    if not path.is_file():
+        problem = f"{name} is missing"
+    elif sha256_of(path) != state.get("sha256", {}).get(name):
+        problem = f"{name} has another checksum"
+    if problem:
+        raise InputError(f"checkpoint {checkpoint} is damaged", got=problem, fix=others_named(checkpoint))
+
+
+def others_named(checkpoint: Path) -> str:
+    """What to resume from instead."""
+    others = [path.name for path in list_checkpoints(checkpoint.parent) if path != checkpoint]
+    return (
+        f"resume from {others[-1]} with --resume {checkpoint.parent / others[-1]}" if others else "start anew"
+    )
+
+
+def put_in_place(temporary: Path, final: Path) -> None:
+    """Renames a whole checkpoint to its name; one of that name goes aside, for `tidy_up` to remove. Removed
+    in its place, a kill could leave half of it looking complete."""
+    if final.exists():
+        final.rename(final.with_name(f"{_OVER}{final.name}"))
+    temporary.rename(final)
+    flush(final.parent)
+
+
+def restore_interrupted(folder: Path) -> None:
+    """Gives back its name to a checkpoint that a kill caught between the two renames of `put_in_place`."""
+    for aside in folder.glob(f"{_OVER}*"):
+        final = folder / aside.name.removeprefix(_OVER)
+        if not final.exists():
+            aside.rename(final)
+
+
+def tidy_up(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
+    """Removes what need not be kept. What cannot be removed is only reported: `newest` is saved."""
+    try:
+        _remove_superseded(folder, newest, keep, best_step)
+    except OSError as error:
+        logger.warning("%s is saved, but what it replaces could not be removed: %s", newest.name, error)
+
+
+def _remove_superseded(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
+    for replaced in folder.glob(".writing-*"):
+        shutil.rmtree(replaced)
+    complete = list_checkpoints(folder)
+    kept = set(complete[: complete.index(newest) + 1][-keep:])
+    if best_step is not None:
+        kept.add(folder / step_name(best_step))
+    for other in complete:
+        if other not in kept:
+            # Renamed first, so that a kill leaves nothing that looks complete, nor anything for ever: the
+            # next save removes such names.
+            shutil.rmtree(other.rename(folder / f".writing-old-{other.name}"))
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_flushed(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
