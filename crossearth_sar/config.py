@@ -2,6 +2,7 @@
 
 The dataclasses themselves live beside the code that reads them; this file holds only what all of them
 share: building from untrusted mappings with types checked and unknown keys refused, and the way back.
+Each field is followed by a string that says what it means: the command line shows it.
 Not a framework: no inheritance of configs, no registry, no interpolation.
 """
 
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from crossearth_sar.config_keys import config_below, config_in, field_names, hints_of, join, meant_key
 from crossearth_sar.errors import InputError, nearest
 
 T = TypeVar("T")
@@ -25,31 +27,10 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
     """Builds dataclass `cls` from nested mappings, as read from YAML.
 
     Raises:
-        InputError: for an unknown key (naming the nearest known one), a missing one, or a value of
-            another type; `where` is the dotted path used in the message.
+        InputError: for an unknown key (naming the nearest known one, wherever it is), a missing one, or a
+            value of another type; `where` is the dotted path used in the message.
     """
-    if not isinstance(mapping, Mapping):
-        raise InputError(
-            f"config {where or 'root'!r} is not a mapping",
-            got=repr(mapping),
-            expected=f"keys {', '.join(_field_names(cls))}",
-        )
-    _refuse_unknown(cls, mapping, where)
-    hints = typing.get_type_hints(cls)
-    values = {key: _coerce(hints[key], value, _join(where, key)) for key, value in mapping.items()}
-    missing = [
-        f.name
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if f.name not in values
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise InputError(
-            f"config {where or 'root'!r} lacks {', '.join(missing)}",
-            expected="a value for each, they have no default",
-        )
-    return cls(**values)
+    return _build(cls, mapping, _Place(where, cls, where))
 
 
 def to_mapping(config: Any) -> Any:
@@ -64,26 +45,33 @@ def to_mapping(config: Any) -> Any:
 
 
 def merge(config: T, changes: Mapping[str, Any], where: str = "") -> T:
-    """A copy of `config` with the nested `changes` applied; keys not named keep their values."""
-    cls = type(config)
-    if not isinstance(changes, Mapping):
-        raise InputError(
-            f"config {where or 'root'!r} is not a mapping",
-            got=repr(changes),
-            expected=f"keys {', '.join(_field_names(cls))}",
-        )
-    _refuse_unknown(cls, changes, where)
-    hints = typing.get_type_hints(cls)
-    new: dict[str, Any] = {}
-    for key, value in changes.items():
-        path, current = _join(where, key), getattr(config, key)
-        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
-            new[key] = merge(current, value, path)
-        elif hints[key] == dict[str, Any] and isinstance(value, Mapping):
-            new[key] = _merge_trees(current, value)  # nested settings of something else, not one value
-        else:
-            new[key] = _coerce(hints[key], value, path)
-    return dataclasses.replace(config, **new)  # type: ignore[type-var]
+    """A copy of `config` with the nested `changes` applied; keys not named keep their values.
+
+    Raises:
+        InputError: as `from_mapping`.
+    """
+    return _merged(config, changes, _Place(where, type(config), where))
+
+
+def layered(cls: type, *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """One mapping of several of `cls`, later over earlier: what `from_mapping` then checks as a whole.
+
+    Settings with keys of their own are merged; lists and tables (label_values, say) are replaced.
+    """
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            known, under = key in field_names(cls), result.get(key)
+            below = config_below(cls, key) if known else None
+            if not isinstance(value, Mapping) or not isinstance(under, Mapping):
+                result[key] = value
+            elif below is not None:
+                result[key] = layered(below, under, value)
+            elif known and hints_of(cls)[key] == dict[str, Any]:
+                result[key] = _merge_trees(under, value)
+            else:
+                result[key] = value
+    return result
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +79,7 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for text in assignments:
         path, equals, value = text.partition("=")
-        keys = path.strip().split(".")
+        keys = [key.strip() for key in path.split(".")]
         if not equals or not all(keys):
             raise InputError(
                 "cannot read an override",
@@ -104,15 +92,19 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 raise InputError(f"override {path!r} sets a part of something already given a value")
-        node[keys[-1]] = _read_yaml_value(value)
+        node[keys[-1]] = _read_yaml_value(value, text)
     return tree
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an unreadable or non-mapping file is an InputError that names it."""
+    """The mapping in a YAML file.
+
+    Raises:
+        InputError: naming the file, where it cannot be read, is no mapping, or gives a key twice.
+    """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(
             f"cannot read config file {path}", got=error.strerror, fix="give the path of a YAML file"
@@ -135,6 +127,102 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
         raise InputError(f"{name} does not fit", got=repr(value), expected=expected)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen:
+                raise yaml.composer.ComposerError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(name)
+        return node
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where in a config we are: its dotted path, and the config that reaches from `prefix` downwards."""
+
+    path: str
+    root: type
+    prefix: str
+
+    def below(self, key: object) -> _Place:
+        return dataclasses.replace(self, path=join(self.path, str(key)))
+
+    def item(self, index: int) -> _Place:
+        return dataclasses.replace(self, path=f"{self.path}[{index}]")
+
+    def refuse_unknown(self, cls: type, mapping: Any) -> None:
+        """InputError unless `mapping` is one, and holds fields of `cls` alone."""
+        known = field_names(cls)
+        if not isinstance(mapping, Mapping):
+            raise InputError(
+                f"config {self.path or 'root'!r} is not a mapping",
+                got=repr(mapping),
+                expected=f"keys {', '.join(known)}",
+            )
+        for key in mapping:
+            if key not in known:
+                meant = meant_key(str(key), cls, self.path, self.root, self.prefix)
+                raise InputError(
+                    f"unknown config key {join(self.path, str(key))!r}{meant}",
+                    expected=f"one of {', '.join(known)}",
+                )
+
+
+def _build(cls: type[T], mapping: Mapping[str, Any], place: _Place) -> T:
+    place.refuse_unknown(cls, mapping)
+    values = {key: _coerce_field(cls, key, value, place.below(key)) for key, value in mapping.items()}
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InputError(
+            f"config {place.path or 'root'!r} lacks {', '.join(missing)}",
+            expected="a value for each, they have no default",
+        )
+    return cls(**values)
+
+
+def _merged(config: T, changes: Mapping[str, Any], place: _Place) -> T:
+    cls: type = type(config)
+    place.refuse_unknown(cls, changes)
+    new: dict[str, Any] = {}
+    for key, value in changes.items():
+        current, here = getattr(config, key), place.below(key)
+        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+            new[key] = _merged(current, value, here)
+            continue
+        new[key] = _coerce_field(cls, key, value, here)
+        if hints_of(cls)[key] == dict[str, Any]:
+            new[key] = _merge_trees(current, value)  # nested settings of something else, not one value
+    return dataclasses.replace(config, **new)  # type: ignore[type-var]
+
+
+def _coerce_field(cls: type, key: str, value: Any, place: _Place) -> Any:
+    hint, below = hints_of(cls)[key], config_below(cls, key)
+    if below is not None and config_in(hint) is None and isinstance(value, Mapping):
+        _refuse_unknown_settings(below, value, place)
+    return _coerce(hint, value, place)
+
+
+def _refuse_unknown_settings(cls: type, settings: Mapping[str, Any], place: _Place) -> None:
+    place.refuse_unknown(cls, settings)
+    for key, value in settings.items():
+        below = config_below(cls, key)
+        if below is not None and isinstance(value, Mapping):
+            _refuse_unknown_settings(below, value, place.below(key))
+
+
 def _merge_trees(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
@@ -143,8 +231,16 @@ def _merge_trees(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
     return merged
 
 
-def _read_yaml_value(text: str) -> Any:
-    value = yaml.safe_load(text)
+def _read_yaml_value(text: str, override: str) -> Any:
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(
+            "cannot read an override: what is right of the '=' is not YAML",
+            got=f"{override!r}; {error}",
+            expected="a number, a word, a [list] or a {mapping}",
+            fix="quote it for the shell: --set 'optim.lr=1e-4'",
+        ) from error
     if isinstance(value, str):
         try:  # YAML 1.1 reads 1e-4 as a string; everybody who types it means a number
             return float(value)
@@ -153,31 +249,31 @@ def _read_yaml_value(text: str) -> Any:
     return value
 
 
-def _coerce(hint: Any, value: Any, where: str) -> Any:
+def _coerce(hint: Any, value: Any, place: _Place) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
     if origin in (typing.Union, types.UnionType):
-        return _coerce_union(args, value, where)
+        return _coerce_union(args, value, place)
     if origin is Literal:
         if value not in args:
             raise InputError(
-                f"config {where!r} has no choice {value!r}{nearest(value, args)}",
+                f"config {place.path!r} has no choice {value!r}{nearest(value, args)}",
                 expected=" | ".join(map(repr, args)),
             )
         return value
     if dataclasses.is_dataclass(hint):
         is_built = isinstance(value, typing.cast(type, hint))
-        return value if is_built else from_mapping(typing.cast(type, hint), value, where)
+        return value if is_built else _build(typing.cast(type, hint), value, place)
     if origin is tuple and isinstance(value, list | tuple):
         if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_coerce(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+            return tuple(_coerce(args[0], item, place.item(i)) for i, item in enumerate(value))
         if len(args) == len(value):
             return tuple(
-                _coerce(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(args, value, strict=True))
+                _coerce(a, item, place.item(i)) for i, (a, item) in enumerate(zip(args, value, strict=True))
             )
     if origin is dict and isinstance(value, Mapping):
-        return {_coerce(args[0], k, where): _coerce(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {_coerce(args[0], k, place): _coerce(args[1], v, place.below(k)) for k, v in value.items()}
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -186,47 +282,29 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise InputError(
-        f"config {where!r} has a value of another type",
+        f"config {place.path!r} has a value of another type",
         got=f"{value!r} ({type(value).__name__})",
         expected=_describe(hint),
     )
 
 
-def _coerce_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+def _coerce_union(args: tuple[Any, ...], value: Any, place: _Place) -> Any:
     if value is None and types.NoneType in args:
         return None
     errors = []
     for option in (a for a in args if a is not types.NoneType):
         try:
-            return _coerce(option, value, where)
+            return _coerce(option, value, place)
         except InputError as error:
             errors.append(error)
     if len(errors) == 1:
         raise errors[0]
     raise InputError(
-        f"config {where!r} has a value of another type",
+        f"config {place.path!r} has a value of another type",
         got=f"{value!r} ({type(value).__name__})",
         expected=" or ".join(_describe(a) for a in args),
     )
 
 
-def _refuse_unknown(cls: type, mapping: Mapping[str, Any], where: str) -> None:
-    known = _field_names(cls)
-    for key in mapping:
-        if key not in known:
-            raise InputError(
-                f"unknown config key {_join(where, str(key))!r}{nearest(key, known)}",
-                expected=f"one of {', '.join(known)}",
-            )
-
-
-def _field_names(cls: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(cls)]
-
-
 def _describe(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key

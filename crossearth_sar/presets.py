@@ -20,24 +20,31 @@ DESCRIPTOR_ORDER: tuple[DescriptorName, ...] = ("entropy", "enl", "roughness")
 
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig:
-    """The sparse FFN of every block (METHOD sec. 2).
-
-    gate: "normalized" is the paper's; with one expert a token it sends the router no gradient of the task.
-        "straight_through" has the same values and does, and was no worse in any ablation
-        (bench/reports/ablations-sim-gates, -normalized): the default of whole models. The layer alone keeps
-        eq. (9).
-    descriptors: those the router sees; an empty tuple for a router without physics.
-    standardize: running standardisation of the descriptors; False is the paper taken literally.
-    balance_weight: of L_BC, per layer.
-    """
+    """The sparse FFN of every block (METHOD sec. 2)."""
 
     num_experts: int = 6
+    """Experts per block."""
+
     top_k: int = 1
+    """Experts that a token goes to."""
+
     gate: Gate = "straight_through"
+    """normalized is the paper's; with one expert a token it sends the router no gradient of the task.
+    straight_through has the same values and does, and was no worse in any ablation
+    (bench/reports/ablations-sim-gates, -normalized): the default of whole models. The layer alone keeps
+    eq. (9)."""
+
     descriptors: tuple[DescriptorName, ...] = DESCRIPTOR_ORDER
+    """Those the router sees; an empty list for a router without physics."""
+
     standardize: bool = True
+    """Running standardisation of the descriptors; false is the paper taken literally."""
+
     balance_weight: float = 0.005
+    """Weight of the balance loss L_BC, per layer."""
+
     backend: str = "auto"
+    """What computes the experts: auto takes the best that works here; `crossearth-sar info` lists them."""
 
     def __post_init__(self) -> None:
         require(self.num_experts >= 1, "moe.num_experts", self.num_experts, "at least 1")
@@ -53,20 +60,28 @@ class MoEConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A complete CrossEarthSAR.
-
-    moe: None makes every FFN dense (the DINOv2 baseline).
-    adapter: an Earth-Adapter on the backbone's blocks, or None.
-    crop_size, crop_stride: pixels; the training crop, and the windows of slide inference.
-    """
+    """A complete CrossEarthSAR."""
 
     num_classes: int
+    """Classes that are predicted."""
+
     vit: ViTConfig
+    """The transformer."""
+
     moe: MoEConfig | None = field(default_factory=MoEConfig)
+    """The sparse FFNs; null makes every FFN dense (the DINOv2 baseline)."""
+
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """The segmentation head."""
+
     adapter: EarthAdapterConfig | None = None
+    """An Earth-Adapter on the backbone's blocks, or null."""
+
     crop_size: int = 512
+    """Side of the training crop and of the windows of slide inference, pixels."""
+
     crop_stride: int = 341
+    """Step from window to window of slide inference, pixels."""
 
     def __post_init__(self) -> None:
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")

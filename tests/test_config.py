@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 import pytest
 
-from crossearth_sar.config import from_mapping, merge, parse_overrides, read_yaml, to_mapping, write_yaml
+from crossearth_sar.config import (
+    from_mapping,
+    layered,
+    merge,
+    parse_overrides,
+    read_yaml,
+    to_mapping,
+    write_yaml,
+)
+from crossearth_sar.config_keys import settings_of
 from crossearth_sar.errors import InputError
 
 
@@ -96,6 +105,103 @@ def test_errors_name_key_value_and_remedy(mapping: dict[str, Any], words: list[s
 def test_merge_refuses_unknown_keys_too() -> None:
     with pytest.raises(InputError, match="did you mean 'rate'"):
         merge(Outer(name="x"), parse_overrides(["inner.ratee=1"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    name: str = "x"
+    inner: Inner = field(default_factory=Inner)
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """A tree as a run's is: parts in parts, settings of something else, one name at several places."""
+
+    size: int = 1
+    rating: int = 1
+    first: Part = field(default_factory=Part)
+    second: Part | None = None
+    items: tuple[Part, ...] = ()
+    changes: dict[str, Any] = settings_of(Outer)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        (
+            {"rate": 1},
+            "unknown config key 'rate' (did you mean 'first.inner.rate' or 'second.inner.rate' or ",
+        ),
+        ({"kinds": "a"}, "'kinds' (did you mean 'first.inner.kind'?)"),
+        ({"inner": {}}, "'inner' (did you mean 'first.inner' or 'second.inner' or 'changes.inner'?)"),
+        ({"ratin": 1}, "'ratin' (did you mean 'rating'?)"),
+        ({"first": {"rate": 1}}, "'first.rate' (did you mean 'first.inner.rate'?)"),
+        ({"second": {"flag": True}}, "'second.flag' (did you mean 'changes.flag'?)"),
+        ({"first": {"parts": [{"inner": {"rat": 1}}]}}, "'first.parts[0].inner.rat' (did you mean 'rate'?)"),
+        ({"items": [{}, {"rate": 1}]}, "'items[1].rate' (did you mean 'items[1].inner.rate'?)"),
+        ({"changes": {"inner": {"sise": 1}}}, "'changes.inner.sise' (did you mean"),
+        ({"changes": {"other": {"kid": 1}}}, "'changes.other.kid' (did you mean 'kind'?)"),
+        ({"changes": {"rate": 1}}, "'changes.rate' (did you mean 'changes.inner.rate' or"),
+        ({"zzzzzz": 1}, "unknown config key 'zzzzzz'\n"),
+    ],
+)
+@pytest.mark.parametrize("way", ["built", "merged"])
+def test_a_wrong_key_is_looked_for_in_the_whole_tree(mapping: dict[str, Any], words: str, way: str) -> None:
+    with pytest.raises(InputError) as caught:
+        from_mapping(Tree, mapping) if way == "built" else merge(Tree(second=Part()), mapping)
+    assert words in str(caught.value)
+
+
+def test_a_suggested_key_carries_the_place_of_the_whole_config() -> None:
+    with pytest.raises(
+        InputError, match=r"'model\.rate' \(did you mean 'model\.inner\.rate' or 'model\.other"
+    ):
+        merge(Outer(name="x"), {"rate": 1}, "model")
+
+
+def test_settings_of_something_else_stay_open_in_their_values() -> None:
+    tree = merge(Tree(changes={"inner": {"rate": 1}}), {"changes": {"inner": {"kind": "b"}, "other": None}})
+    assert tree.changes == {"inner": {"rate": 1, "kind": "b"}, "other": None}
+    assert tree == from_mapping(Tree, to_mapping(tree))
+
+
+def test_layers_merge_settings_and_replace_lists_and_tables() -> None:
+    layers = (
+        {"name": "x", "inner": {"rate": 1, "sizes": [1]}, "table": {0: "a"}, "extra": {"a": {"b": 1}}},
+        {"inner": {"kind": "b"}, "other": {"rate": 2}},
+        {"inner": {"sizes": [2]}, "other": None, "table": {1: "b"}, "extra": {"a": {"c": 2}}, "new": 1},
+    )
+    assert layered(Outer, *layers) == {
+        "name": "x",
+        "inner": {"rate": 1, "kind": "b", "sizes": [2]},
+        "other": None,
+        "table": {1: "b"},
+        "extra": {"a": {"b": 1, "c": 2}},
+        "new": 1,  # from_mapping refuses it
+    }
+    assert layers[0]["inner"] == {"rate": 1, "sizes": [1]}, "layers stay as they are"
+
+
+@pytest.mark.parametrize("text", ["inner.rate=[", "name={a", "name='x", "extra={a: 1, a: 2}"])
+def test_an_override_that_is_no_yaml_is_refused_with_words(text: str) -> None:
+    with pytest.raises(InputError, match="is not YAML") as caught:
+        parse_overrides([text])
+    assert text in str(caught.value).replace('\\"', '"')
+
+
+def test_a_key_given_twice_is_refused_at_any_depth(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    for text in ("name: x\nname: y\n", "inner:\n  rate: 1\n  kind: a\n  rate: 2\n", "a: [{b: 1, b: 1}]\n"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=r"(?s)twice\.yaml is not YAML.*is given twice"):
+            read_yaml(path)
+
+
+def test_an_anchor_may_be_changed_where_it_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "anchors.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc:\n  <<: *b\n  x: 4\n", encoding="utf-8")
+    assert read_yaml(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 4, "y": 3}}
 
 
 @pytest.mark.parametrize("text", ["no-equals", "=3", "a..b=1"])

@@ -1,11 +1,11 @@
 """Scores of a model on the 22 benchmarks, beside the paper's.
 
-    python train/evaluate.py --list                                  the rows, and where their data belong
-    python train/evaluate.py --data-root /data --benchmark N2S K2C --model runs/finetune-{benchmark}/model
-    python train/evaluate.py --data-root /data --all --model runs/finetune-{benchmark}/model
-    python train/evaluate.py --data-root /data --all --adapter mypackage.mymodel:build --name mymodel
+    crossearth-sar evaluate --list                                  the rows, and where their data belong
+    crossearth-sar evaluate --data-root /data --benchmark N2S K2C --model runs/finetune-{benchmark}/model
+    crossearth-sar evaluate --data-root /data --all --model runs/finetune-{benchmark}/model
+    crossearth-sar evaluate --data-root /data --all --adapter mypackage.mymodel:build --name mymodel
 
---model is a folder that save_model, finetune.py or cpt.py wrote; {benchmark} in it stands for the row's name
+--model is a folder that save_model, finetune or train wrote; {benchmark} in it stands for the row's name
 as part of a file name (C(r)2R is C-r-2R). --adapter names a function of any other model: called with
 num_classes= and device=, it returns a callable from a (B, C, H, W) image in linear amplitude to logits of
 shape (B, num_classes, h, w). --all leaves out rows whose data are not there, and says so.
@@ -24,9 +24,13 @@ import logging
 import sys
 from pathlib import Path
 
-import torch
-
-from crossearth_sar.config import read_yaml
+from crossearth_sar.cli.options import (
+    add_data_root_option,
+    add_device_option,
+    add_protocol_options,
+    protocol_config,
+)
+from crossearth_sar.cli.process import look_in_working_folder
 from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
 from crossearth_sar.device import checked_device
 from crossearth_sar.errors import InputError
@@ -49,6 +53,9 @@ from crossearth_sar.evaluation.report import EXPERTS_TABLE, Picture, write_html,
 from crossearth_sar.model import CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
 
+PLACEHOLDER = "{benchmark}"
+"""In --model: the row's name as part of a file name."""
+
 RADAR_REFERENCES = ("DINOv2", "CrossEarth-SAR-L")
 """Methods of the paper drawn into the radar chart."""
 
@@ -61,20 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = parser.add_mutually_exclusive_group()
     models.add_argument("--model", metavar="FOLDER", help="a saved model of this package")
     models.add_argument("--adapter", metavar="MODULE:FUNCTION", help="another model")
-    parser.add_argument("--data-root", default=".", metavar="FOLDER", help="holds the datasets' folders")
-    parser.add_argument(
-        "--data-file", metavar="YAML", help="dataset: {changes to its row}; docs/BENCHMARKS.md"
-    )
-    parser.add_argument("--splits", metavar="FOLDER", help="where splits are kept; default DATA_ROOT/splits")
-    parser.add_argument("--seed", type=int, default=0, help="of the splits")
-    parser.add_argument("--normalize", choices=("domain", "image"), default="domain")
+    add_data_root_option(parser)
+    add_protocol_options(parser)
     parser.add_argument("--max-images", type=int, metavar="N", help="score N evenly spaced images a row only")
     parser.add_argument("--pictures", type=int, default=4, metavar="N", help="predictions shown a row")
     parser.add_argument("--crop", type=int, default=512, help="window of an adapter's slide inference")
     parser.add_argument("--stride", type=int, default=341, help="step of an adapter's slide inference")
     parser.add_argument("--name", help="what to call the model in the tables")
     parser.add_argument("--output", default="runs/evaluate", metavar="FOLDER")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_option(parser)
 
 
 def print_rows() -> None:
@@ -89,15 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         print_rows()
         return 0
-    config = ProtocolConfig(
-        data_root=arguments.data_root,
-        splits=arguments.splits,
-        seed=arguments.seed,
-        datasets=read_yaml(arguments.data_file) if arguments.data_file else {},
-        normalize=arguments.normalize,
-    )
+    config = protocol_config(arguments, data_root=arguments.data_root, seed=arguments.seed)
     if arguments.adapter:
-        sys.path.insert(0, str(Path.cwd()))
+        look_in_working_folder()
     checked_device(arguments.device)
     rows, absent = chosen_rows(arguments, config)
     targets, failed = checked_rows(arguments, rows, config)
@@ -134,20 +130,31 @@ def checked_rows(
     problems: dict[str, InputError] = {}
     for row in rows:
         try:
-            target = open_target(row, config)
-            if arguments.model:
-                run_benchmark(row, open_model(arguments, row), target, max_images=0)  # only: do they fit?
-            else:
-                load_adapter(arguments.adapter)
-            targets[row.key] = target
+            targets[row.key] = open_target(row, config)
         except InputError as error:
             problems[row.key] = error
-    if not targets and len({str(error) for error in problems.values()}) == 1:
-        raise next(iter(problems.values()))
+    if targets:
+        check_shared_model(arguments, rows[0])
+    for row in [row for row in rows if row.key in targets and arguments.model]:
+        try:  # only: do they fit?
+            run_benchmark(row, open_model(arguments, row), targets[row.key], max_images=0)
+        except InputError as error:
+            problems[row.key] = error
+            del targets[row.key]
+    if len(rows) == len(problems) == 1:
+        raise problems[rows[0].key]
     failed = {row.key: not_run(row, problems[row.key]) for row in rows if row.key in problems}
     if not targets:
         raise InputError("none of the rows can be run", got=", ".join(failed), fix="see above, row by row")
     return targets, failed
+
+
+def check_shared_model(arguments: argparse.Namespace, any_row: Benchmark) -> None:
+    """InputError where the one model or adapter of all rows cannot be loaded: not said row by row."""
+    if arguments.adapter:
+        load_adapter(arguments.adapter)
+    elif PLACEHOLDER not in arguments.model:
+        open_model(arguments, any_row)
 
 
 def not_run(row: Benchmark, error: InputError) -> str:
@@ -187,7 +194,7 @@ def chosen_rows(
 
 def open_model(arguments: argparse.Namespace, row: Benchmark) -> CrossEarthSAR | Predictor:
     if arguments.model:
-        return load_model(arguments.model.replace("{benchmark}", row.slug), device=arguments.device)
+        return load_model(arguments.model.replace(PLACEHOLDER, row.slug), device=arguments.device)
     classes = len(row.classes.classes)
     network = load_adapter(arguments.adapter)(num_classes=classes, device=arguments.device)
     return slide_predictor(

@@ -21,7 +21,7 @@ OPTIONAL = {
     "triton": "kernels: pip install 'crossearth-sar[triton]'",
     "deepspeed": "training: pip install 'crossearth-sar[train]'",
     "tensorboard": "training curves: pip install 'crossearth-sar[train]'",
-    "rasterio": "georeferenced class maps of train/predict.py: pip install 'crossearth-sar[geo]'",
+    "rasterio": "georeferenced class maps of crossearth-sar predict: pip install 'crossearth-sar[geo]'",
     "megablocks": "peer and backend: pip install --no-deps megablocks, on a CUDA machine",
 }
 

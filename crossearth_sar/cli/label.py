@@ -1,22 +1,20 @@
 """Pseudo labels: a teacher looks at optical images, its classes become label maps of their SAR twins.
 
-    python train/pseudo_label.py label --teacher FOLDER --map map.yaml --dataset SEN12 --data-root /data \\
+    crossearth-sar label --teacher FOLDER --map map.yaml --dataset SEN12 --data-root /data \\
         --output /data/pseudo/SEN12 --threshold 0.5
-    python train/pseudo_label.py label --teacher FOLDER --data-root pairs --sar 'sar/*.*' \\
-        --optical 'opt/*.*' --output runs/pseudo
-    python train/pseudo_label.py agreement runs/pseudo-a runs/pseudo-b runs/pseudo-c runs/pseudo-d
+    crossearth-sar label --teacher FOLDER --data-root pairs --sar 'sar/*.*' --optical 'opt/*.*' \\
+        --output runs/pseudo
 
 --teacher is a folder that save_model or a training run wrote, a folder of transformers (config.json and
 safetensors), or module:function: called with num_classes= and device=, it returns a callable from a
 (B, 3, H, W) RGB image in 0..255 to logits (B, num_classes, h, w). The map gives each of the teacher's classes
-one of seven. Run the same command again to go on after a stop. docs/PSEUDO_LABELS.md says more.
+one of seven. Run the same command again to go on after a stop; `crossearth-sar agreement` compares what
+several teachers said. docs/PSEUDO_LABELS.md says more.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 import time
 from pathlib import Path
@@ -24,12 +22,18 @@ from typing import Any
 
 from tqdm import tqdm
 
+from crossearth_sar.cli.options import (
+    add_data_file_option,
+    add_data_root_option,
+    add_device_option,
+    data_changes,
+)
+from crossearth_sar.cli.process import look_in_working_folder
 from crossearth_sar.config import read_yaml
 from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS, SEVEN_CLASSES
 from crossearth_sar.data.datasets.official import open_spec
 from crossearth_sar.data.datasets.pretraining import PRETRAINING_SOURCES
 from crossearth_sar.errors import InputError
-from crossearth_sar.evaluation.agreement import mean_agreement
 from crossearth_sar.evaluation.protocol import load_adapter
 from crossearth_sar.pseudo_labels.labelling import (
     LabelSettings,
@@ -48,32 +52,14 @@ from crossearth_sar.pseudo_labels.pairs import (
 from crossearth_sar.pseudo_labels.teachers import Teacher, adapter_teacher, open_teacher
 
 
-def run(arguments: argparse.Namespace) -> int:
-    logging.getLogger("crossearth_sar").setLevel(logging.INFO)
-    if arguments.action == "agreement":
-        print_agreement(arguments)
-    else:
-        label(arguments)
-    return 0
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="action", required=True)
-    add_label_arguments(commands.add_parser("label", help="write label maps"))
-    agreement = commands.add_parser("agreement", help="Mean Agreement of several teachers' label maps")
-    agreement.add_argument("folders", nargs="+", metavar="FOLDER", help="what `label` wrote, or label maps")
-    agreement.add_argument("--allow-missing", action="store_true", help="compare the images that all have")
-    agreement.add_argument("--json", metavar="FILE", help="write the figures, each image's too")
-
-
-def add_label_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--teacher", required=True, metavar="FOLDER|MODULE:FUNCTION")
     add("--allow-download", action="store_true", help="--teacher may be a name on the Hugging Face hub")
     add("--map", metavar="YAML", help="the teacher's classes -> the seven; default: by equal names")
-    add("--data-root", default=".", metavar="FOLDER", help="of the datasets, or of the patterns")
+    add_data_root_option(parser, "the datasets' folders, or what the patterns name")
     add("--dataset", metavar="KEY", help=f"a source whose twins are known: {', '.join(OPTICAL_TWINS)}")
-    add("--data-file", metavar="YAML", help="changes to the dataset's row; docs/BENCHMARKS.md")
+    add_data_file_option(parser)
     add("--sar", metavar="PATTERN", help="instead of --dataset: SAR images below the data root")
     add("--optical", metavar="PATTERN", help="optical images; twins are where the stars match the same")
     add("--rename", nargs="+", default=[], metavar="OPTICAL=SAR", help="differing parts of twins' names")
@@ -87,10 +73,10 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resample", action="store_true", help="twins may differ in size")
     add("--crop", type=int, help="window of the slide inference; default: the model's own, or 512")
     add("--stride", type=int, help="its step; default: the model's own, or 341")
-    add("--device", default="cpu")
+    add_device_option(parser)
 
 
-def label(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     settings = LabelSettings(
         threshold=arguments.threshold,
         confidence=arguments.confidence,
@@ -117,6 +103,7 @@ def label(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     manifest = write_pseudo_labels(pairs, output, teacher, classes, settings, unpaired=single, progress=bar)
     print_shares(manifest, {pair.name for pair in pairs}, output, time.perf_counter() - started)
+    return 0
 
 
 def find_pairs(arguments: argparse.Namespace) -> tuple[list[Pair], list[Path], Path]:
@@ -126,7 +113,7 @@ def find_pairs(arguments: argparse.Namespace) -> tuple[list[Pair], list[Path], P
         raise InputError("no images are named, or twice", fix="give --dataset, or --sar and --optical")
     if arguments.dataset:
         rows = {**{k: s.spec for k, s in PRETRAINING_SOURCES.items()}, **BENCHMARK_DATASETS}
-        changes = read_yaml(arguments.data_file).get(arguments.dataset) if arguments.data_file else None
+        changes = data_changes(arguments.data_file).get(arguments.dataset)
         spec = open_spec(rows, arguments.dataset, changes)
         root /= spec.folder
         own = OpticalTwins(optical=arguments.optical, renamed=renamed) if arguments.optical else None
@@ -165,7 +152,7 @@ def open_any_teacher(arguments: argparse.Namespace, content: dict[str, Any] | No
     names = None if named is None else [str(name) for name in named]
     size = {"crop": arguments.crop, "stride": arguments.stride, "device": arguments.device}
     if ":" in arguments.teacher and not Path(arguments.teacher).exists():
-        sys.path.insert(0, str(Path.cwd()))
+        look_in_working_folder()
         factory = load_adapter(arguments.teacher)
         return adapter_teacher(factory, arguments.teacher, classes=names or SEVEN_CLASSES.names, **size)
     return open_teacher(arguments.teacher, classes=names, download=arguments.allow_download, **size)
@@ -179,12 +166,3 @@ def print_shares(manifest: dict[str, Any], names: set[str], output: Path, second
     total = sum(counts.values())
     shares = ", ".join(f"{name} {100 * pixels / total:.1f} %" for name, pixels in counts.items())
     print(f"{len(names)} label maps in {output / 'labels'}, {seconds:.1f} s; {shares}")
-
-
-def print_agreement(arguments: argparse.Namespace) -> None:
-    found = mean_agreement(arguments.folders, allow_missing=arguments.allow_missing)
-    print(found.to_text())
-    if found.left_out:
-        print(f"\n{len(found.left_out)} images are left out: not every teacher has them")
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(found.to_mapping(), indent=1) + "\n", encoding="utf-8")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from crossearth_sar.errors import InputError
+from crossearth_sar.cli.plugins import add_plugin_option, import_plugins
+from crossearth_sar.cli.process import find_own_tools, speaks, start_logging
+from crossearth_sar.errors import InputError, nearest
+from crossearth_sar.version import __version__
 
 COMMANDS = {
     "info": "what is installed, which backend each part uses, and why",
@@ -24,10 +25,17 @@ COMMANDS = {
     "finetune": "train a head, an adapter or all of a model on labelled images",
     "evaluate": "score a model on the 22 benchmarks, beside the paper's figures",
     "predict": "class maps of images and whole scenes",
-    "label": "pseudo labels by optical teachers, and how far teachers agree",
+    "label": "pseudo labels by optical teachers",
+    "agreement": "how far the pseudo labels of several teachers agree",
     "export": "write a training checkpoint as a folder for load_model",
 }
 """Name -> what it does, in the order of the help. The module is crossearth_sar.cli.NAME."""
+
+EPILOG = """\
+crossearth-sar COMMAND --help says more, and lists every setting of a command that takes --config.
+No environment need be activated: .venv/bin/crossearth-sar COMMAND is enough, and so is
+.venv/bin/python -m crossearth_sar COMMAND. Several ranks: .venv/bin/deepspeed train/cpt.py in a checkout.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,38 +44,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="crossearth-sar",
         description="Segmentation of SAR images across sensors, bands, polarizations and regions.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    modules: dict[str, ModuleType] = {}
-    for name, words in COMMANDS.items():
-        if given[:1] == [name]:  # the others stay unimported
-            modules[name] = importlib.import_module(f"crossearth_sar.cli.{name}")
-            modules[name].add_arguments(subparsers.add_parser(name, **_texts(modules[name])))
-        else:
-            subparsers.add_parser(name, help=words)
-    if not given:
-        parser.print_help()
-        return 0
-    parsed = parser.parse_args(given)
-    return guarded(modules[parsed.command], parsed)
+    parser.add_argument("--version", action="version", version=f"crossearth-sar {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    name = given[0] if given else ""
+    for command, words in COMMANDS.items():
+        if command != name:  # stays unimported
+            subparsers.add_parser(command, help=words)
+    if name not in COMMANDS:
+        return _without_command(parser, name)
+    module = _imported(name)
+    _add_arguments(subparsers.add_parser(name, **_texts(module)), module)
+    return _guarded(module, parser.parse_args(given))
 
 
 def script(name: str) -> int:
     """The command `name` as a file of its own, train/cpt.py say: the same words and flags."""
-    module = importlib.import_module(f"crossearth_sar.cli.{name}")
+    module = _imported(name)
     parser = argparse.ArgumentParser(**_texts(module))
+    _add_arguments(parser, module)
+    return _guarded(module, parser.parse_args())
+
+
+def _without_command(parser: argparse.ArgumentParser, word: str) -> int:
+    """The help, the version, or what the word was meant to be."""
+    if not word:
+        parser.print_help()
+        return 0
+    if word.startswith("-"):
+        parser.parse_args([word])  # --help and --version end here, and so does an unknown option
+    print(
+        f"\nerror: there is no command {word!r}{nearest(word, COMMANDS)}\n"
+        f"  expected: one of {', '.join(COMMANDS)}\n",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _imported(name: str) -> ModuleType:
+    find_own_tools()
+    return importlib.import_module(f"crossearth_sar.cli.{name}")
+
+
+def _add_arguments(parser: argparse.ArgumentParser, module: ModuleType) -> None:
     module.add_arguments(parser)
-    return guarded(module, parser.parse_args())
+    add_plugin_option(parser)
 
 
-def guarded(module: ModuleType, parsed: argparse.Namespace) -> int:
+def _guarded(module: ModuleType, parsed: argparse.Namespace) -> int:
     """Runs the command; wrong input ends in its words and status 2."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    start_logging()
     try:
+        import_plugins(parsed.plugin)
         return int(module.run(parsed))
     except InputError as error:
-        # Before ranks have met, each finds the same fault.
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        if speaks():
             print(f"\nerror: {error}\n", file=sys.stderr, flush=True)
         return 2
 

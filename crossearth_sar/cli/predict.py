@@ -1,7 +1,7 @@
 """Class maps of your own images: a folder of them, or whole scenes.
 
-    python train/predict.py --model runs/finetune/model --images 'scenes/*/s1_*.tif' --values db --output maps
-    python train/predict.py --model runs/finetune/model --images scene.npy --values complex --output maps
+    crossearth-sar predict --model runs/finetune/model --images 'scenes/*/s1_*.tif' --values db --output maps
+    crossearth-sar predict --model runs/finetune/model --images scene.npy --values complex --output maps
 
 Each image gives a map of class indices, 255 where nothing was measured: a TIFF gives a GeoTIFF with its own
 transform and CRS where rasterio is installed (pip install 'crossearth-sar[geo]'); all else, and without
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from crossearth_sar.cli.options import add_device_option, add_normalize_option
 from crossearth_sar.data.datasets.benchmarks import class_table
 from crossearth_sar.data.domain import MEASURED_SAMPLES
 from crossearth_sar.data.files.amplitude import ValueKind
@@ -53,17 +54,16 @@ _SHOWN_PROBLEMS = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", metavar="FOLDER", required=True, help="that save_model, finetune.py or cpt.py wrote")
+    add("--model", metavar="FOLDER", required=True, help="that save_model, finetune or train wrote")
     add("--images", metavar="PATTERN", nargs="+", required=True, help="files, or quoted patterns with '*'")
     add("--values", choices=get_args(ValueKind), required=True, help="what the images' numbers are")
     add("--output", metavar="FOLDER", required=True, help="for maps and prediction.json")
-    kinds = ("domain", "image")
-    add("--normalize", choices=kinds, default="domain", help="dB statistics of all images, or of each")
+    add_normalize_option(parser)
     add("--nodata", type=float, metavar="VALUE", help="over what the tag of a TIFF says")
     add("--bands", type=int, nargs="+", metavar="I", help="indices from 0 of at most three bands")
     add("--band-axis", choices=get_args(BandAxis), default="auto")
     add("--array-key", metavar="NAME", help="which array of an .npz")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

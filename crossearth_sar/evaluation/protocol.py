@@ -42,18 +42,22 @@ Predictor = Callable[[Sample], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolConfig:
-    """Where the data are, and what the paper leaves open.
-
-    data_root: the folder that holds the datasets' folders. splits: where splits are kept; None:
-    `data_root`/splits. seed: of the splits. datasets: dataset -> changes to its row. normalize: statistics
-    of the whole domain or of each image.
-    """
+    """Where the data are, and what the paper leaves open."""
 
     data_root: str
+    """The folder that holds the datasets' folders."""
+
     splits: str | None = None
+    """Where splits are kept; null is `splits` below the data root."""
+
     seed: int = 0
+    """Seed of the splits."""
+
     datasets: dict[str, Any] = field(default_factory=dict)
+    """Dataset -> changes to its row."""
+
     normalize: str = "domain"
+    """dB statistics of the whole domain, or of each image."""
 
     def __post_init__(self) -> None:
         require(self.normalize in ("domain", "image"), "normalize", self.normalize, "'domain' or 'image'")

@@ -21,16 +21,19 @@ from crossearth_sar.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class EarthAdapterConfig:
-    """rank: r of every bottleneck. fft_layers: blocks whose tokens are split by frequency.
-
-    cutoff: share of the shorter side of the spectrum that is low. scale: initial factor on what is added,
-    learnt per block.
-    """
+    """Sizes of the Earth-Adapter; the defaults are the method's."""
 
     rank: int = 64
+    """Width r of every bottleneck."""
+
     fft_layers: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    """Blocks whose tokens are split by frequency."""
+
     cutoff: float = 0.3
+    """Share of the shorter side of the spectrum that is low."""
+
     scale: float = 0.1
+    """Initial factor on what is added, learnt per block."""
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "adapter.rank", self.rank, "at least 1")

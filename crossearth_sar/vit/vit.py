@@ -23,22 +23,32 @@ FFNFactory = Callable[[int, int], nn.Module]
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """Shape of the transformer.
-
-    image_size: pixels of the square input whose patch grid the stored position embedding has; other sizes
-        are interpolated.
-    layer_scale: initial residual scale; DINOv2's 1e-5 suits pretrained weights, 1 a small model from scratch.
-    out_blocks: indices of the blocks whose patch tokens are the feature maps.
-    """
+    """Shape of the transformer."""
 
     dim: int
+    """Width of a token."""
+
     depth: int
+    """Blocks."""
+
     num_heads: int
+    """Heads of attention, a divisor of dim."""
+
     out_blocks: tuple[int, ...]
+    """Indices of the four blocks whose patch tokens are the feature maps."""
+
     patch_size: int = 16
+    """Side of a patch, pixels."""
+
     image_size: int = 512
+    """Pixels of the square input whose patch grid the stored position embedding has; other sizes are
+    interpolated."""
+
     ffn_ratio: float = 4.0
+    """Hidden width of an FFN, or of one expert, over dim."""
+
     layer_scale: float = 1e-5
+    """Initial residual scale; DINOv2's 1e-5 suits pretrained weights, 1 a small model from scratch."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "num_heads", "patch_size", "image_size"):

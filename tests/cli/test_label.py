@@ -1,4 +1,4 @@
-"""train/pseudo_label.py as its users run it: labels of two teachers, their agreement, and wrong input."""
+"""`crossearth-sar label` and `agreement` as users run them: two teachers, what they share, wrong input."""
 
 from __future__ import annotations
 
@@ -27,10 +27,6 @@ def shifted(num_classes, device):
 IMAGES = ["--data-root", "data", "--sar", "sar/s_*.*", "--optical", "opt/o_*.*"]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    return main(["label", *arguments])
-
-
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two pairs, of 14 columns from 15 to 195, and the adapters."""
@@ -46,26 +42,22 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_two_teachers_and_their_agreement(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_teachers_and_their_agreement(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for function in ("build", "shifted"):
         teacher = ["--teacher", f"level_teachers:{function}", "--output", function]
-        assert run(monkeypatch, "label", *teacher, *IMAGES, "--confidence") == 0, capsys.readouterr().err
+        assert main(["label", *teacher, *IMAGES, "--confidence"]) == 0, capsys.readouterr().err
     assert "2 label maps in shifted/labels" in capsys.readouterr().out
     label = np.array(Image.open(place / "build" / "labels" / "sar" / "s_1.png"))
     assert label[3].tolist() == [i // 2 for i in range(14)]
-    assert run(monkeypatch, "agreement", "build", "shifted", "--json", "found.json") == 0
+    assert main(["agreement", "build", "shifted", "--json", "found.json"]) == 0
     assert json.loads((place / "found.json").read_text())["mean_agreement"] == pytest.approx(4 / 7)
     assert "57.14 %" in capsys.readouterr().out
 
 
-def test_a_map_says_what_is_not_in_it(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_map_says_what_is_not_in_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "map.yaml").write_text("teacher_classes: [sea, city, oak]\nclasses: {sea: water, oak: forest}\n")
     arguments = ["--teacher", "level_teachers:build", "--map", "map.yaml", "--output", "out", *IMAGES]
-    assert run(monkeypatch, "label", *arguments) == 0, capsys.readouterr().err
+    assert main(["label", *arguments]) == 0, capsys.readouterr().err
     assert "1 classes are not in the map and become ignore: city" in capsys.readouterr().out
     label = np.array(Image.open(place / "out" / "labels" / "sar" / "s_0.png"))
     assert label[0, :6].tolist() == [2, 2, 255, 255, 4, 4]
@@ -91,11 +83,10 @@ def test_wrong_input_ends_with_one_screen(
     arguments: list[str],
     words: str,
     place: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     teacher = ["--teacher", "level_teachers:build", "--output", "out"]
-    assert run(monkeypatch, "label", *teacher, *arguments) == 2
+    assert main(["label", *teacher, *arguments]) == 2
     said = capsys.readouterr().err
     assert words in said
     assert len(said.splitlines()) < 25

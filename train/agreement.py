@@ -1,0 +1,8 @@
+"""Mean Agreement of pseudo labels: `crossearth-sar agreement`, as a file."""
+
+import sys
+
+from crossearth_sar.cli.main import script
+
+if __name__ == "__main__":
+    sys.exit(script("agreement"))
