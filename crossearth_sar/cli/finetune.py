@@ -20,11 +20,11 @@ import argparse
 from dataclasses import replace
 
 from crossearth_sar.cli.config_arguments import add_config_arguments, built_config
+from crossearth_sar.cli.options import add_protocol_options, protocol_config
 from crossearth_sar.cli.running import add_resume_argument, carry_out
-from crossearth_sar.config import read_yaml
 from crossearth_sar.engine.config import RunConfig, finetuning_settings
 from crossearth_sar.errors import InputError
-from crossearth_sar.evaluation.protocol import ProtocolConfig, training_domains
+from crossearth_sar.evaluation.protocol import training_domains
 from crossearth_sar.evaluation.registry import benchmark
 
 
@@ -32,10 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, finetuning_settings())
     rows = parser.add_argument_group("benchmarks", "the same settings as evaluate's")
     rows.add_argument("--benchmark", metavar="KEY", help="a row of evaluate --list")
-    rows.add_argument("--data-file", metavar="YAML", help="dataset: {changes to its row}; docs/BENCHMARKS.md")
-    rows.add_argument("--splits", metavar="FOLDER", help="where splits are kept; default DATA_ROOT/splits")
-    rows.add_argument("--split-seed", type=int, default=0, help="of the splits")
-    rows.add_argument("--normalize", choices=("domain", "image"), default="domain")
+    add_protocol_options(rows, seed="--split-seed")
     add_resume_argument(parser)
 
 
@@ -54,12 +51,7 @@ def run_config(arguments: argparse.Namespace) -> RunConfig:
             raise InputError("the run names no domains", fix="add --benchmark N2S, or train and validation")
         return config
     row = benchmark(arguments.benchmark)
-    protocol = ProtocolConfig(
-        data_root="",  # the run's is what domains are opened below
-        splits=arguments.splits,
-        seed=arguments.split_seed,
-        datasets=read_yaml(arguments.data_file) if arguments.data_file else {},
-        normalize=arguments.normalize,
-    )
+    # The run's data root is what domains are opened below.
+    protocol = protocol_config(arguments, data_root="", seed=arguments.split_seed)
     config = built_config(finetuning_settings(), arguments, changes=training_domains(row, protocol))
     return replace(config, output=config.output.replace("{benchmark}", row.slug))

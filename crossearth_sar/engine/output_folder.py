@@ -59,6 +59,7 @@ def claim(output: Path, ranks: Ranks) -> Claim:
     if ranks.is_main:
         (output / token).unlink(missing_ok=True)
     if message is not None:
+        Claim(output).release()
         raise InputError(message)
     return Claim(output)
 

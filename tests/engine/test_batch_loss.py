@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from crossearth_sar.decoder import DecoderConfig
@@ -38,10 +37,10 @@ def normalizers_by_definition(mask_BHW: Tensor) -> tuple[float, float]:
 def alone(monkeypatch: pytest.MonkeyPatch, others: tuple[float, float] = (0.0, 0.0), size: int = 1) -> Ranks:
     """One of `size` ranks, the rest of which add `others` to every sum."""
 
-    def add(total: Tensor) -> None:
-        total += torch.tensor(others, dtype=total.dtype)
+    def add(total: Tensor) -> Tensor:
+        return total + torch.tensor(others, dtype=total.dtype)
 
-    monkeypatch.setattr(dist, "all_reduce", add)
+    monkeypatch.setattr(batch_loss, "sum_over_ranks", add)
     return Ranks(rank=0, size=size, device=torch.device("cpu"))
 
 
