@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "crossearth_sar"
 
 FLOORS = [
-    {"version", "errors", "config"},
-    {"kernels"},
+    {"version", "errors", "config", "spacing"},
+    {"kernels", "decibels"},
     {"backend", "network_input", "provenance", "device"},
     {"descriptors", "moe", "data"},
     {"vit", "decoder", "peft"},

@@ -33,12 +33,13 @@ from PIL import Image
 from torch import Tensor
 
 from crossearth_sar.config import from_mapping, require
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.data.files.readers import read_bands, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.pseudo_labels.pairs import Pair
 from crossearth_sar.pseudo_labels.teachers import Teacher
+from crossearth_sar.spacing import evenly_spaced
 
 Unmapped = Literal["background", "ignore"]
 
@@ -240,9 +241,8 @@ def _require_size(
 
 def check_pairs(pairs: Sequence[Pair], settings: LabelSettings) -> None:
     """Reads up to 32 evenly spaced pairs before hours are spent; InputError as `label_pair`."""
-    count = min(len(pairs), _CHECKED_PAIRS)
-    for i in range(count):
-        pair = pairs[i * len(pairs) // count]
+    for i in evenly_spaced(len(pairs), _CHECKED_PAIRS):
+        pair = pairs[i]
         image, _ = read_optical(pair.optical, settings)
         _require_size(pair, (image.shape[1], image.shape[2]), read_shape(pair.sar)[1:], settings)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossearth_sar.config import require
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
-from crossearth_sar.data.datasets.layouts import DatasetSpec, DomainSpec
 from crossearth_sar.data.datasets.places import find_places, what_is_at
+from crossearth_sar.data.datasets.spec import DatasetSpec, DomainSpec
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.errors import InputError
 
 _SHOWN = 5
@@ -34,7 +34,7 @@ OPTICAL_TWINS = {
     "SARptical": OpticalTwins(optical="opt/*.*", renamed={}),
     "CrossEarth-OPT-SAR": OpticalTwins(optical="opt/*.*", renamed={}),
 }
-"""Of the sources without labels (`sources.py`), with the same assumptions about their layouts."""
+"""Of the sources without labels (`pretraining.py`), with the same assumptions about their layouts."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 
 BUILDING, ROAD, WATER, BARREN, FOREST, AGRICULTURAL, BACKGROUND = range(len(SEVEN_CLASSES))
 """Indices into SEVEN_CLASSES."""

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from crossearth_sar.config import from_mapping, require
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.data.sample import ClassTable, Origin, Sample
 from crossearth_sar.data.simulator.landcover import (
     BUILDING,
