@@ -9,6 +9,7 @@ row's data.
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,6 +162,10 @@ class PaperMethod:
     params_total: str
     params_active: str
     scores: dict[str, float]
+
+    def score(self, key: str) -> float:
+        """On one benchmark; NaN where that is not a row of the paper's."""
+        return self.scores.get(key, math.nan)
 
 
 @cache

@@ -269,21 +269,7 @@ def write_pseudo_labels(
     for pair in pairs[:1]:
         if (output / LABELS / pair.name).resolve() == pair.sar.resolve():
             raise InputError("the output folder holds the SAR images", got=output, fix="choose another one")
-    manifest = _begun(
-        output,
-        {
-            "format": FORMAT,
-            "classes": list(SEVEN_CLASSES.names),
-            "ignore_index": IGNORE_INDEX,
-            "teacher": teacher.to_mapping(),
-            "class_map": classes.to_mapping(),
-            "settings": {
-                **vars(settings),
-                "bands": settings.bands and list(settings.bands),
-                "value_range": settings.value_range and list(settings.value_range),
-            },
-        },
-    )
+    manifest = _begun(output, _about(teacher, classes, settings))
     known = manifest.get("files", {})
     files: dict[str, Any] = {}
     made = 0
@@ -304,6 +290,22 @@ def write_pseudo_labels(
     _write_json(output / MANIFEST, manifest)
     _log.info("%d label maps made, %d were there", made, len(files) - made)
     return manifest
+
+
+def _about(teacher: Teacher, classes: TeacherClassMap, settings: LabelSettings) -> dict[str, Any]:
+    """What a folder of label maps was made with: another run there has to say the same."""
+    return {
+        "format": FORMAT,
+        "classes": list(SEVEN_CLASSES.names),
+        "ignore_index": IGNORE_INDEX,
+        "teacher": teacher.to_mapping(),
+        "class_map": classes.to_mapping(),
+        "settings": {
+            **vars(settings),
+            "bands": settings.bands and list(settings.bands),
+            "value_range": settings.value_range and list(settings.value_range),
+        },
+    }
 
 
 def describe_label(path: Path) -> dict[str, Any]:
