@@ -8,7 +8,7 @@
     manifest.json     teacher, class map, threshold, SHA-256 and pixel counts of every label map
 
 A label map is written whole or not at all, and one that is there is not made again. The teachers themselves
-are in `teachers.py`, the pairs in `optical_pairs.py`. What this is not: a judge of the labels;
+are in `teachers.py`, the pairs in `pairs.py`. What this is not: a judge of the labels;
 `evaluation.agreement` compares teachers.
 
 G groups of teacher classes: the seven classes, then everything that is ignored. H W pixels.
@@ -147,19 +147,18 @@ def _indices(key: Any, names: tuple[str, ...]) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings:
-    """How label maps are made; a folder holds maps of one setting only.
-
-    threshold: below this probability a pixel is ignored. confidence: whether to write confidence maps.
-    bands: of the optical file, its red, green and blue; None: the first three, or one for all.
-    value_range: (black, white) of optical values that are not uint8. resample: allow an optical image of
-    another size than its SAR twin; probabilities are then brought to the twin's grid bilinearly.
-    """
+    """How label maps are made; a folder holds maps of one setting only."""
 
     threshold: float = 0.0
+    """Below this probability a pixel is ignored."""
     confidence: bool = False
+    """Write confidence maps, too."""
     bands: tuple[int, ...] | None = None
+    """Red, green and blue of the optical file; null: the first three, or one for all."""
     value_range: tuple[float, float] | None = None
+    """(black, white) of optical values that are not uint8."""
     resample: bool = False
+    """Allow optical images of another size; probabilities go to the twin's grid bilinearly."""
 
     def __post_init__(self) -> None:
         require(0 <= self.threshold <= 1, "threshold", self.threshold, "a probability, 0 to 1")
