@@ -26,16 +26,11 @@ from crossearth_sar.descriptors import RunningStandardizer, sar_descriptors
 from crossearth_sar.errors import InputError
 from crossearth_sar.hub import HubFolder
 from crossearth_sar.moe import PhysicsGuidedMoE, RoutingInfo
-from crossearth_sar.network_input import (
-    checked_amplitude,
-    db_statistics,
-    network_input,
-    statistics_of,
-    to_db,
-)
+from crossearth_sar.network_input import checked_amplitude, network_input, statistics_of
 from crossearth_sar.peft import EarthAdapter
 from crossearth_sar.presets import DESCRIPTOR_ORDER, ModelConfig, MoEConfig, model_preset
 from crossearth_sar.pretrained import load_backbone
+from crossearth_sar.spacing import sliding_windows
 from crossearth_sar.vit import DenseFFN, VisionTransformer, ViTOutput
 
 __all__ = [
@@ -45,13 +40,9 @@ __all__ = [
     "LossTerms",
     "ModelOutput",
     "build_model",
-    "db_statistics",
     "eval_mode",
     "load_model",
-    "network_input",
     "save_model",
-    "sliding_windows",
-    "to_db",
 ]
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -260,13 +251,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def sliding_windows(height: int, width: int, crop: int, stride: int) -> Iterator[tuple[slice, slice]]:
-    """Windows of at most `crop` pixels that cover the image; the last of a row is shifted inward."""
-    for top in _starts(height, crop, stride):
-        for left in _starts(width, crop, stride):
-            yield slice(top, min(top + crop, height)), slice(left, min(left + crop, width))
-
-
 def build_model(
     name: str,
     num_classes: int,
@@ -402,8 +386,3 @@ def _sparse_ffn(moe: MoEConfig, dim: int, hidden_dim: int) -> PhysicsGuidedMoE:
         num_descriptors=len(moe.descriptors),
         backend=moe.backend,
     )
-
-
-def _starts(length: int, crop: int, stride: int) -> list[int]:
-    last = max(length - crop, 0)
-    return [*range(0, last, stride), last]

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crossearth_sar.decibels import db_statistics, to_db
 from crossearth_sar.errors import InputError
 
 MAX_BANDS = 3
 """The backbone has three channels; fewer bands are repeated."""
-AMPLITUDE_FLOOR = 1e-10
-"""-200 dB: where the logarithm of an amplitude of 0 is cut."""
 INPUT_LIMIT = 5.0
 """Normalised input is cut to +- this many standard deviations."""
 
@@ -36,21 +35,6 @@ def network_input(image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Ten
     mean, std = (s.to(decibels).reshape(-1, bands, 1, 1) for s in (db_mean, db_std))
     standardised = ((decibels - mean) / std).clamp(-INPUT_LIMIT, INPUT_LIMIT)
     return standardised[:, [band % bands for band in range(MAX_BANDS)]]
-
-
-def to_db(amplitude: Tensor) -> Tensor:
-    """20 log10(amplitude), an amplitude of 0 at -200 dB; float32 at least, for half has no such floor."""
-    precision = torch.promote_types(amplitude.dtype, torch.float32)
-    return 20 * torch.log10(amplitude.to(precision).clamp(min=AMPLITUDE_FLOOR))
-
-
-def db_statistics(image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation in dB, (B, C) each, over the pixels with an amplitude above 0."""
-    decibels, lit = to_db(image_BCHW).flatten(2), (image_BCHW > 0).flatten(2)
-    count = lit.sum(-1).clamp(min=1)
-    mean = (decibels * lit).sum(-1) / count
-    variance = ((decibels - mean[..., None]).square() * lit).sum(-1) / count
-    return mean, variance.sqrt().clamp(min=1e-3)
 
 
 def as_tensor(value: Any, name: str) -> Tensor:

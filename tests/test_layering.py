@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import crossearth_sar
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "crossearth_sar"
 
 FLOORS = [
-    {"version", "errors"},
+    {"version", "errors", "spacing"},
     {"config_keys"},
     {"config"},
-    {"kernels"},
+    {"kernels", "decibels"},
     {"backend", "network_input", "provenance", "device"},
     {"descriptors", "moe", "data"},
     {"vit", "decoder", "peft"},
@@ -114,3 +118,54 @@ def test_core_import_is_quiet_and_needs_no_optional_package() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", f"import or use wrote to stderr: {done.stderr}"
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Top-level packages that a fresh interpreter holds after a statement."""
+    program = f"{statement}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        (
+            "import crossearth_sar; crossearth_sar.InputError",
+            {"torch", "transformers", "safetensors", "scipy", "huggingface_hub", "PIL", "matplotlib"},
+        ),
+        ("import crossearth_sar.data.sample", {"transformers", "scipy", "PIL"}),
+        ("import crossearth_sar.data.domain", {"transformers", "safetensors", "matplotlib"}),
+        ("import crossearth_sar.moe, crossearth_sar.descriptors", {"transformers", "safetensors", "scipy"}),
+        ("from crossearth_sar import PhysicsGuidedMoE, sar_descriptors", {"transformers", "safetensors"}),
+    ],
+)
+def test_a_room_loads_only_what_it_needs(statement: str, absent: set[str]) -> None:
+    loaded = loaded_after(statement)
+    assert "crossearth_sar" in loaded
+    assert not loaded & absent
+
+
+def test_names_are_handed_out_lazily_and_completely() -> None:
+    lists = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    for_checkers = {
+        alias.name
+        for node in ast.walk(lists)
+        if isinstance(node, ast.If)
+        for line in node.body
+        if isinstance(line, ast.ImportFrom)
+        for alias in line.names
+    }
+    handed_out = {name for names in crossearth_sar._HOMES.values() for name in names}
+    assert handed_out == for_checkers
+    assert handed_out | {"InputError", "__version__"} == set(crossearth_sar.__all__)
+    assert set(crossearth_sar.__all__) <= set(dir(crossearth_sar))
+    for home, names in crossearth_sar._HOMES.items():
+        module = importlib.import_module(f"crossearth_sar.{home}")
+        assert all(getattr(crossearth_sar, name) is getattr(module, name) for name in names)
+    layer = crossearth_sar.PhysicsGuidedMoE
+    assert pickle.loads(pickle.dumps(layer)) is layer
+    with pytest.raises(AttributeError, match="has no attribute 'PhysicsGuidedMOE'"):
+        crossearth_sar.PhysicsGuidedMOE  # noqa: B018
+    with pytest.raises(ImportError, match="PhysicsGuidedMOE"):
+        exec("from crossearth_sar import PhysicsGuidedMOE")

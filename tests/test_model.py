@@ -17,13 +17,10 @@ from micro_model import CLASSES, amplitude, label, micro
 from torch import Tensor
 
 from crossearth_sar import InputError, sar_descriptors
-from crossearth_sar.model import (
-    ModelOutput,
-    db_statistics,
-    network_input,
-    sliding_windows,
-    to_db,
-)
+from crossearth_sar.decibels import db_statistics, to_db
+from crossearth_sar.model import ModelOutput
+from crossearth_sar.network_input import network_input
+from crossearth_sar.spacing import sliding_windows
 
 # --- what the network sees -------------------------------------------------------------------------------
 

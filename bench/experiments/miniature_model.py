@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossearth_sar.config import to_mapping
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
-from crossearth_sar.data.datasets.class_maps import Task
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES, Task
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.descriptors import RunningStandardizer, sar_descriptors
@@ -35,8 +34,8 @@ from crossearth_sar.evaluation.miniature import (
     join_tiles,
     pretraining_sensors,
 )
-from crossearth_sar.model import network_input
 from crossearth_sar.moe import PhysicsGuidedMoE, RoutingInfo
+from crossearth_sar.network_input import network_input
 from crossearth_sar.presets import DESCRIPTOR_ORDER, MoEConfig
 from crossearth_sar.vit import DenseFFN, VisionTransformer, ViTConfig
 

@@ -32,12 +32,12 @@ from crossearth_sar.cli.options import (
 )
 from crossearth_sar.cli.process import look_in_working_folder
 from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
+from crossearth_sar.data.domain import Domain
 from crossearth_sar.device import checked_device
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.figures import expert_domain_figure, expert_share_figure, prediction_figure
 from crossearth_sar.evaluation.figures.radar import radar_figure
 from crossearth_sar.evaluation.protocol import (
-    BenchmarkDomain,
     BenchmarkScore,
     Predictor,
     ProtocolConfig,
@@ -124,9 +124,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def checked_rows(
     arguments: argparse.Namespace, rows: list[Benchmark], config: ProtocolConfig
-) -> tuple[dict[str, BenchmarkDomain], dict[str, str]]:
+) -> tuple[dict[str, Domain], dict[str, str]]:
     """Targets of the rows that can be run, opened, and why others cannot: known before any is scored."""
-    targets: dict[str, BenchmarkDomain] = {}
+    targets: dict[str, Domain] = {}
     problems: dict[str, InputError] = {}
     for row in rows:
         try:
@@ -164,7 +164,7 @@ def not_run(row: Benchmark, error: InputError) -> str:
 
 
 def score_row(
-    arguments: argparse.Namespace, row: Benchmark, target: BenchmarkDomain, output: Path
+    arguments: argparse.Namespace, row: Benchmark, target: Domain, output: Path
 ) -> tuple[BenchmarkScore, list[Picture]]:
     model = open_model(arguments, row)
     score = run_benchmark(row, model, target, max_images=arguments.max_images)
@@ -205,7 +205,7 @@ def open_model(arguments: argparse.Namespace, row: Benchmark) -> CrossEarthSAR |
 def row_pictures(
     row: Benchmark,
     model: CrossEarthSAR | Predictor,
-    target: BenchmarkDomain,
+    target: Domain,
     score: BenchmarkScore,
     output: Path,
     count: int,

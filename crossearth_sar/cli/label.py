@@ -30,9 +30,8 @@ from crossearth_sar.cli.options import (
 )
 from crossearth_sar.cli.process import look_in_working_folder
 from crossearth_sar.config import read_yaml
-from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS, SEVEN_CLASSES
-from crossearth_sar.data.datasets.official import open_spec
-from crossearth_sar.data.datasets.pretraining import PRETRAINING_SOURCES
+from crossearth_sar.data.datasets.published import open_spec
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.protocol import load_adapter
 from crossearth_sar.pseudo_labels.labelling import (
@@ -112,9 +111,8 @@ def find_pairs(arguments: argparse.Namespace) -> tuple[list[Pair], list[Path], P
     if bool(arguments.dataset) == bool(arguments.sar):
         raise InputError("no images are named, or twice", fix="give --dataset, or --sar and --optical")
     if arguments.dataset:
-        rows = {**{k: s.spec for k, s in PRETRAINING_SOURCES.items()}, **BENCHMARK_DATASETS}
         changes = data_changes(arguments.data_file).get(arguments.dataset)
-        spec = open_spec(rows, arguments.dataset, changes)
+        spec = open_spec(arguments.dataset, changes)
         root /= spec.folder
         own = OpticalTwins(optical=arguments.optical, renamed=renamed) if arguments.optical else None
         return *source_pairs(spec, root, own), root

@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from crossearth_sar.cli.options import add_device_option, add_normalize_option
-from crossearth_sar.data.datasets.benchmarks import class_table
+from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.domain import MEASURED_SAMPLES
 from crossearth_sar.data.files.amplitude import ValueKind
 from crossearth_sar.data.files.readers import BandAxis, read_image, read_shape
@@ -40,8 +40,9 @@ from crossearth_sar.device import checked_device
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.map_files import write_class_map
 from crossearth_sar.evaluation.scene import Scene, measure_scenes, predict_scene
-from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model, sliding_windows
+from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
+from crossearth_sar.spacing import sliding_windows
 
 RECORD = "prediction.json"
 """In the folder of maps: what they were made with. The same command reads it and goes on."""

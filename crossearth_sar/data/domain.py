@@ -16,21 +16,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from crossearth_sar.config import require
-from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
-from crossearth_sar.data.datasets.class_maps import named_task
-from crossearth_sar.data.datasets.folder import FolderConfig, FolderScenes
-from crossearth_sar.data.datasets.layouts import DatasetSpec
-from crossearth_sar.data.datasets.official import OfficialDataset, Part, open_spec
+from crossearth_sar.data.datasets.folder import FolderConfig
+from crossearth_sar.data.datasets.folder_scenes import FolderScenes
+from crossearth_sar.data.datasets.official import OfficialDataset, Part
 from crossearth_sar.data.datasets.places import missing_dataset
-from crossearth_sar.data.datasets.pretraining import PRETRAINING_SOURCES
+from crossearth_sar.data.datasets.published import named_task, open_spec
+from crossearth_sar.data.datasets.spec import DatasetSpec
 from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample, SegmentationDataset
 from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
+from crossearth_sar.decibels import DomainStatistics
 from crossearth_sar.errors import InputError
-from crossearth_sar.network_input import to_db
+from crossearth_sar.spacing import evenly_spaced
 
 MEASURED_SAMPLES = 32
 """Evenly spaced samples whose pixels give a domain's mean and standard deviation."""
@@ -38,32 +37,30 @@ MEASURED_SAMPLES = 32
 LABELLED_SAMPLES = 64
 """Evenly spaced samples among which one must have a labelled pixel, for a domain to train on."""
 
-OFFICIAL_ROWS = {**BENCHMARK_DATASETS, **{key: source.spec for key, source in PRETRAINING_SOURCES.items()}}
-"""Every published dataset with a layout of its own."""
+HELD_OUT_SCENES = 64
+"""Simulated scenes that are enough to validate on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialConfig:
-    """A domain of a published dataset in its official layout, as `official.OfficialDataset` reads it.
-
-    dataset: a key of `specs.BENCHMARK_DATASETS` or `sources.PRETRAINING_SOURCES`; its folder lies below the
-        data root. domain: one of the dataset's; those of pre-training have «all».
-    part: "train" or "test" is one side of the split, "all" both.
-    task: the classes that the dataset's are mapped onto, a key of `class_maps.TASKS` or "seven"; null keeps
-        the dataset's own.
-    pseudo_labels: for a dataset without labels, the folder of a teacher's, below the data root.
-    splits: where splits are kept; null is `splits` below the data root. split_seed: of the draw.
-    changes: to the dataset's row, keys of `layouts.DatasetSpec`.
-    """
+    """A domain of a published dataset in its official layout, as `official.OfficialDataset` reads it."""
 
     dataset: str
+    """Its name in the paper, or one that was registered; its folder lies below the data root."""
     domain: str = "all"
+    """One of the dataset's; those of pre-training have all."""
     part: Part = "all"
+    """One side of the split: train or test; all: both."""
     task: str | None = None
+    """Classes that the dataset's are mapped onto: air6, …, seven; null: the dataset's own."""
     pseudo_labels: str | None = None
+    """For a dataset without labels: the folder of a teacher's, below the data root."""
     splits: str | None = None
+    """Where splits are kept; null: splits below the data root."""
     split_seed: int = 0
+    """Another seed, another split where no official one is known."""
     changes: dict[str, Any] = field(default_factory=dict)
+    """Changes to the dataset's row: keys of DatasetSpec."""
 
     def __post_init__(self) -> None:
         domains = self.spec.domains
@@ -76,25 +73,27 @@ class OfficialConfig:
     @property
     def spec(self) -> DatasetSpec:
         """The dataset's row, with the changes."""
-        return open_spec(OFFICIAL_ROWS, self.dataset, self.changes)
+        return open_spec(self.dataset, self.changes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DomainConfig:
-    """One source of images, by exactly one of simulated, folder, official and mixture.
-
-    name: for reports. normalize: "domain" uses the statistics of the whole domain, "image" those of each.
-    mixture: domains of the same classes, one after the other; each keeps its own statistics.
-    max_samples: takes only so many, evenly spaced.
-    """
+    """One source of images, by exactly one of simulated, folder, official and mixture."""
 
     name: str
+    """What reports call it."""
     simulated: SimulatorConfig | None = None
+    """Scenes drawn by the simulator."""
     folder: FolderConfig | None = None
+    """Image files and label maps below one folder."""
     official: OfficialConfig | None = None
+    """A published dataset as it is unpacked."""
     mixture: tuple[DomainConfig, ...] = ()
+    """Domains of the same classes, one after the other; each keeps its own statistics."""
     normalize: str = "domain"
+    """Whose dB statistics: domain, of the whole of it, or image, of each."""
     max_samples: int | None = None
+    """Takes only so many samples, evenly spaced; null: all."""
 
     def __post_init__(self) -> None:
         sources = {key: getattr(self, key) for key in ("simulated", "folder", "official", "mixture")}
@@ -148,30 +147,33 @@ class Domain:
 
     def __init__(self, config: DomainConfig, dataset: TraceableDataset) -> None:
         self.name, self.dataset, self.classes = config.name, dataset, dataset.classes
-        self._length = min(len(dataset), config.max_samples or len(dataset))
+        self._chosen = evenly_spaced(len(dataset), config.max_samples or len(dataset))
         self.db_mean, self.db_std = (None, None)
         if config.normalize == "domain" and not config.mixture:
             self.db_mean, self.db_std = measure_db(dataset)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._chosen)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.dataset[self._chosen(index)]
+        sample = self.dataset[self._chosen[index]]
         if "db_mean" in sample:  # of a mixture: its part's
             return sample
         mean, std = self.db_mean, self.db_std
         if mean is None or std is None:
-            mean, std = _mean_std([sample["image"]])
+            statistics = DomainStatistics()
+            statistics.add(sample["image"], sample["name"])
+            mean, std = statistics.result()
         return {**sample, "db_mean": mean, "db_std": std}
 
     def origin(self, index: int) -> Origin:
         """Where the sample comes from, see `sample.Origin`."""
-        return self.dataset.origin(self._chosen(index))
+        return self.dataset.origin(self._chosen[index])
 
-    def _chosen(self, index: int) -> int:
-        """With max_samples, evenly spaced ones."""
-        return index * len(self.dataset) // self._length
+    @property
+    def notes(self) -> list[str]:
+        """Where the files of a published dataset differ from what was published, a sentence each."""
+        return self.dataset.notes if isinstance(self.dataset, OfficialDataset) else []
 
 
 def open_domain(config: DomainConfig, root: str = "") -> Domain:
@@ -234,11 +236,11 @@ def require_labels(domain: Domain) -> None:
         for part in domain.dataset.parts:
             require_labels(part)
         return
-    count = min(len(domain), LABELLED_SAMPLES)
-    if not any((domain[i * len(domain) // count]["mask"] != IGNORE_INDEX).any() for i in range(count)):
+    chosen = evenly_spaced(len(domain), LABELLED_SAMPLES)
+    if not any((domain[index]["mask"] != IGNORE_INDEX).any() for index in chosen):
         raise InputError(
             f"domain {domain.name!r} has no labels to train on",
-            got=f"not one labelled pixel in {count} of {len(domain)} samples",
+            got=f"not one labelled pixel in {len(chosen)} of {len(domain)} samples",
             expected="labels; for a published dataset without, a teacher's",
             fix="set labels or index of the folder, or pseudo_labels (train/pseudo_label.py makes them)",
         )
@@ -266,24 +268,50 @@ def require_held_out(train: Domain, others: Sequence[Domain]) -> None:
                 )
 
 
+def held_out_of(config: DomainConfig) -> tuple[DomainConfig, DomainConfig]:
+    """(what trains, what validates) of a domain that stands for both, so that `require_held_out` agrees.
+
+    Of a folder and of a published dataset the two sides of its split, of simulated scenes other places (the
+    next seed, at most 64 of them), of a mixture those of each of its domains. What validates is called
+    after the domain, with «-held-out».
+
+    Raises:
+        InputError: the domain is a test side itself.
+    """
+    name = f"{config.name}-held-out"
+    if config.mixture:
+        sides = [held_out_of(part) for part in config.mixture]
+        return (
+            replace(config, mixture=tuple(train for train, _ in sides)),
+            replace(config, name=name, mixture=tuple(held_out for _, held_out in sides)),
+        )
+    if config.simulated is not None:
+        scenes = config.simulated
+        other = replace(scenes, seed=scenes.seed + 1, length=min(scenes.length, HELD_OUT_SCENES))
+        return config, replace(config, name=name, simulated=other)
+    folder, official = config.folder, config.official
+    if "test" in (folder and folder.part, official and official.part):
+        raise InputError(
+            f"domain {config.name!r} is a test side: nothing of it is left to validate on",
+            got="part: test",
+            expected="part: all or part: train, or a domain to validate on",
+            fix="leave part out, or name validation",
+        )
+    if folder is not None:
+        train = replace(config, folder=replace(folder, part="train"))
+        return train, replace(config, name=name, folder=replace(folder, part="test"))
+    assert official is not None, "the config has checked it"
+    train = replace(config, official=replace(official, part="train"))
+    return train, replace(config, name=name, official=replace(official, part="test"))
+
+
 def measure_db(dataset: SegmentationDataset, max_samples: int = MEASURED_SAMPLES) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, (C,) each, of 20 log10(amplitude) over pixels with amplitude above 0."""
-    count = min(len(dataset), max_samples)
-    chosen = [round(i * (len(dataset) - 1) / max(count - 1, 1)) for i in range(count)]
-    return _mean_std([dataset[i]["image"] for i in chosen])
-
-
-def _mean_std(images: list[Tensor]) -> tuple[Tensor, Tensor]:
-    bands = images[0].shape[0]
-    count, total, squares = (torch.zeros(bands, dtype=torch.float64) for _ in range(3))
-    for image in images:
-        decibels, lit = to_db(image).double().flatten(1), (image > 0).flatten(1)
-        count += lit.sum(1)
-        total += (decibels * lit).sum(1)
-        squares += (decibels.square() * lit).sum(1)
-    mean = total / count.clamp(min=1)
-    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=1e-6)
-    return mean.float(), variance.sqrt().float()
+    """Mean and standard deviation in dB, (C,) each, of evenly spaced samples: `decibels.DomainStatistics`."""
+    statistics = DomainStatistics()
+    for index in evenly_spaced(len(dataset), max_samples, ends=True):
+        sample = dataset[index]
+        statistics.add(sample["image"], sample["name"])
+    return statistics.result()
 
 
 def _require_present(config: DomainConfig, root: str) -> None:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from crossearth_sar.data.sample import IGNORE_INDEX, Sample, SegmentationDataset
+from crossearth_sar.decibels import to_db
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
-from crossearth_sar.model import to_db
+from crossearth_sar.spacing import evenly_spaced
 
 OTSU_BINS = 256
 OTSU_TAIL = 0.005
@@ -194,8 +195,8 @@ def _samples(dataset: SegmentationDataset, max_samples: int | None) -> Iterator[
     if max_samples is not None and max_samples < 1:
         raise InputError("max_samples does not fit", got=max_samples, expected="1 or more, or None for all")
     count = len(dataset) if max_samples is None else min(max_samples, len(dataset))
-    for i in range(count):
-        yield dataset[i * len(dataset) // count]
+    for i in evenly_spaced(len(dataset), count):
+        yield dataset[i]
 
 
 def _check_mask(labelled: Tensor, num_classes: int, name: str) -> None:

@@ -20,19 +20,16 @@ import torch
 from torch import Tensor
 
 from crossearth_sar.config import require
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
-from crossearth_sar.data.datasets.class_maps import TASKS, Task
+from crossearth_sar.data.datasets.spec import same_names
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES, TASKS, Task, class_lookup
 from crossearth_sar.data.files.labels import IGNORE
 from crossearth_sar.data.sample import ClassTable
 from crossearth_sar.data.simulator.scenes import GAP_AXES, SimulatorConfig, simulate
+from crossearth_sar.decibels import DomainStatistics
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.evaluation.registry import BENCHMARKS, Benchmark, DomainRef
-from crossearth_sar.model import to_db
 
 Side = Literal["train", "test"]
-
-SIMULATED = "simulated"
-"""The dataset's name in the class maps below."""
 
 _NORTH, _PLATFORM_A, _PLATFORM_B = "temperate_north", *GAP_AXES["platform"]
 _AIR = {"region": _NORTH, "polarization": "HH", "band": "C", **_PLATFORM_A}
@@ -60,41 +57,41 @@ SENSORS: dict[tuple[str, str], dict[str, Any]] = {
 """(dataset, domain) of the registry -> what the simulator is told; two names may be one sensor."""
 
 
-def _simulated(key: str, **maps: str) -> Task:
-    """Task `key` with the simulator's classes mapped onto it."""
-    task = TASKS[key]
-    mapping = {name: maps.get(name, name) for name in SEVEN_CLASSES.names}
-    return replace(task, key=f"{key}-sim", maps={SIMULATED: mapping})
-
-
 _WITH_FIELDS = ClassTable(
     names=tuple("cropland" if name == "mountain" else name for name in TASKS["air6"].classes.names),
     palette=TASKS["air6"].classes.palette,
 )
 _ONTO_AIR = {"barren": "bare ground", "forest": "vegetation", "background": "vegetation"}
 
+# The simulator knows no mountains; its fields are the sixth class instead, and are left out of five.
 SIMULATED_TASKS: dict[str, Task] = {
-    # The simulator knows no mountains; its fields are the sixth class instead, and are left out of five.
-    "air6": Task(
-        key="air6-sim",
-        classes=_WITH_FIELDS,
-        scored=_WITH_FIELDS.names,
-        maps={
-            SIMULATED: {n: n for n in SEVEN_CLASSES.names} | _ONTO_AIR | {"agricultural": "cropland"},
-        },
-    ),
-    "air5": _simulated("air5", agricultural=IGNORE, **_ONTO_AIR),
-    "ddhr6": _simulated(
-        "ddhr6", agricultural="farmland", forest="greenery", barren="other", background="other"
-    ),
-    "fusar5": _simulated(
-        "fusar5", agricultural="vegetation", forest="vegetation", barren="other", background="other"
-    ),
-    "building1": _simulated(
-        "building1", **{name: "background" for name in SEVEN_CLASSES.names if name != "building"}
-    ),
+    "air6": Task(key="air6-sim", classes=_WITH_FIELDS, scored=_WITH_FIELDS.names),
+    **{key: replace(TASKS[key], key=f"{key}-sim") for key in ("air5", "ddhr6", "fusar5", "building1")},
 }
-"""By the key of the registry's task; `maps` tells which simulated class is which."""
+"""By the key of the registry's task."""
+
+_SAME = same_names(*SEVEN_CLASSES.names)
+
+SIMULATED_MAPS: dict[str, dict[str, str]] = {
+    "air6-sim": {**_SAME, **_ONTO_AIR, "agricultural": "cropland"},
+    "air5-sim": {**_SAME, **_ONTO_AIR, "agricultural": IGNORE},
+    "ddhr6-sim": {
+        **_SAME,
+        "agricultural": "farmland",
+        "forest": "greenery",
+        "barren": "other",
+        "background": "other",
+    },
+    "fusar5-sim": {
+        **_SAME,
+        "agricultural": "vegetation",
+        "forest": "vegetation",
+        "barren": "other",
+        "background": "other",
+    },
+    "building1-sim": {**dict.fromkeys(SEVEN_CLASSES.names, "background"), "building": "building"},
+}
+"""Which simulated class is which of a task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,10 +245,11 @@ def draw_tiles(config: SimulatorConfig, task: Task | None, tile: int) -> Tiles:
     image = torch.from_numpy(np.stack([scene.image(config.part) for scene in scenes]))
     mask = np.stack([scene.mask for scene in scenes]).astype(np.uint8)
     if task is not None:
-        mask = task.lookup(SIMULATED, SEVEN_CLASSES.names)[mask]
-    decibels = to_db(image)
+        mask = class_lookup("the simulator", SEVEN_CLASSES.names, SIMULATED_MAPS[task.key], task)[mask]
+    statistics = DomainStatistics()
+    statistics.add(image.flatten(0, 1)[None])
     tiles = _cut(image, tile)
-    mean, std = decibels.mean(), decibels.std(correction=0)
+    mean, std = (value[0] for value in statistics.result())
     return Tiles(tiles, _cut(torch.from_numpy(mask), tile), mean.expand(len(tiles)), std.expand(len(tiles)))
 
 

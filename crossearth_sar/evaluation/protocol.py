@@ -22,16 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossearth_sar.config import require
-from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
-from crossearth_sar.data.datasets.class_maps import Task
-from crossearth_sar.data.datasets.official import OfficialDataset, Part, open_spec
-from crossearth_sar.data.domain import DomainConfig, OfficialConfig, measure_db, open_official
+from crossearth_sar.data.datasets.official import Part
+from crossearth_sar.data.datasets.published import named_dataset, open_spec
+from crossearth_sar.data.datasets.tasks import Task
+from crossearth_sar.data.domain import Domain, DomainConfig, OfficialConfig, open_domain
 from crossearth_sar.data.sample import Sample
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.evaluation.evaluate import evaluate, predict_sample
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
 from crossearth_sar.evaluation.registry import Benchmark, DomainRef
-from crossearth_sar.model import CrossEarthSAR, db_statistics, sliding_windows
+from crossearth_sar.model import CrossEarthSAR
+from crossearth_sar.spacing import evenly_spaced, sliding_windows
 
 Logits = Callable[[Tensor], Tensor]
 """A model as others see it: (B, C, H, W) linear amplitude -> (B, K, h, w) logits at any stride."""
@@ -46,65 +47,35 @@ class ProtocolConfig:
 
     data_root: str
     """The folder that holds the datasets' folders."""
-
     splits: str | None = None
-    """Where splits are kept; null is `splits` below the data root."""
-
+    """Where splits are kept; null: splits below the data root."""
     seed: int = 0
-    """Seed of the splits."""
-
+    """Of the splits."""
     datasets: dict[str, Any] = field(default_factory=dict)
-    """Dataset -> changes to its row."""
-
+    """Dataset: {changes to its row}."""
     normalize: str = "domain"
-    """dB statistics of the whole domain, or of each image."""
+    """Whose dB statistics: domain, of the whole of it, or image, of each."""
 
     def __post_init__(self) -> None:
         require(self.normalize in ("domain", "image"), "normalize", self.normalize, "'domain' or 'image'")
-        for name in self.datasets:
-            if name not in BENCHMARK_DATASETS:
-                raise InputError(
-                    f"datasets names {name!r}, which no benchmark uses{nearest(name, BENCHMARK_DATASETS)}",
-                    expected=f"some of {', '.join(BENCHMARK_DATASETS)}",
-                )
+        for key in self.datasets:
+            named_dataset(key)
 
 
-class BenchmarkDomain:
-    """One side of a benchmark as a SegmentationDataset whose samples carry db_mean and db_std, (C,) each."""
-
-    def __init__(self, dataset: OfficialDataset, name: str, normalize: str = "domain") -> None:
-        self.dataset, self.name, self.classes, self.notes = dataset, name, dataset.classes, dataset.notes
-        self._statistics = measure_db(dataset) if normalize == "domain" else None
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.dataset[index]
-        mean, std = self._statistics if self._statistics is not None else _own_statistics(sample)
-        return {**sample, "db_mean": mean, "db_std": std}
-
-
-def open_side(reference: DomainRef, task: Task, part: Part, config: ProtocolConfig) -> BenchmarkDomain:
-    """The train or test side of one domain, with the classes of `task`.
-
-    Raises:
-        InputError: as `data.official.OfficialDataset`.
-    """
-    dataset = open_official(side_config(reference, task, part, config), config.data_root)
-    return BenchmarkDomain(dataset, f"{reference} {part}", config.normalize)
-
-
-def side_config(reference: DomainRef, task: Task, part: Part, config: ProtocolConfig) -> OfficialConfig:
-    """The settings that `open_side` opens, for a run that reads its domains from a config."""
-    return OfficialConfig(
-        dataset=reference.dataset,
-        domain=reference.domain,
-        part=part,
-        task=task.key,
-        splits=None if config.splits is None else str(Path(config.splits).absolute()),
-        split_seed=config.seed,
-        changes=config.datasets.get(reference.dataset, {}),
+def side_config(reference: DomainRef, task: Task, part: Part, config: ProtocolConfig) -> DomainConfig:
+    """The train or test side of one domain, with the classes of `task`."""
+    return DomainConfig(
+        name=re.sub(r"[^A-Za-z0-9.]+", "-", f"{reference.dataset} {reference.domain} {part}"),
+        official=OfficialConfig(
+            dataset=reference.dataset,
+            domain=reference.domain,
+            part=part,
+            task=task.key,
+            splits=None if config.splits is None else str(Path(config.splits).absolute()),
+            split_seed=config.seed,
+            changes=config.datasets.get(reference.dataset, {}),
+        ),
+        normalize=config.normalize,
     )
 
 
@@ -115,25 +86,18 @@ def training_domains(row: Benchmark, config: ProtocolConfig) -> dict[str, Domain
         (row.source, "test"),
         (row.target, "test"),
     )
-    train, held_out, target = (
-        DomainConfig(
-            name=re.sub(r"[^A-Za-z0-9.]+", "-", f"{reference.dataset} {reference.domain} {part}"),
-            official=side_config(reference, row.classes, part, config),
-            normalize=config.normalize,
-        )
-        for reference, part in sides
-    )
+    train, held_out, target = (side_config(reference, row.classes, part, config) for reference, part in sides)
     return {"train": train, "validation": held_out, "unseen": (target,)}
 
 
-def open_source(row: Benchmark, config: ProtocolConfig) -> BenchmarkDomain:
-    """What the row trains on."""
-    return open_side(row.source, row.classes, "train", config)
+def open_source(row: Benchmark, config: ProtocolConfig) -> Domain:
+    """What the row trains on; InputError as `data.domain.open_domain`."""
+    return open_domain(side_config(row.source, row.classes, "train", config), config.data_root)
 
 
-def open_target(row: Benchmark, config: ProtocolConfig) -> BenchmarkDomain:
-    """What the row is scored on."""
-    return open_side(row.target, row.classes, "test", config)
+def open_target(row: Benchmark, config: ProtocolConfig) -> Domain:
+    """What the row is scored on; InputError as `data.domain.open_domain`."""
+    return open_domain(side_config(row.target, row.classes, "test", config), config.data_root)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +140,7 @@ class BenchmarkScore:
 def run_benchmark(
     row: Benchmark,
     model: CrossEarthSAR | Predictor,
-    target: BenchmarkDomain,
+    target: Domain,
     *,
     max_images: int | None = None,
 ) -> BenchmarkScore:
@@ -189,11 +153,10 @@ def run_benchmark(
     Raises:
         InputError: the model's classes are not the row's, or it predicts something that is no class.
     """
-    count = len(target) if max_images is None else min(max_images, len(target))
-    indices = [i * len(target) // count for i in range(count)]
+    indices = evenly_spaced(len(target), len(target) if max_images is None else max_images)
     notes = list(target.notes)
-    if count < len(target):
-        notes.append(f"scored on {count} of {len(target)} test images")
+    if len(indices) < len(target):
+        notes.append(f"scored on {len(indices)} of {len(target)} test images")
     classes = len(row.classes.classes)
     if isinstance(model, CrossEarthSAR):
         if model.config.num_classes != classes:
@@ -212,7 +175,7 @@ def run_benchmark(
             sample = target[index]
             confusion.update(model(sample).cpu(), sample["mask"])
     return BenchmarkScore(
-        row=row, confusion=confusion, images=count, notes=tuple(notes), expert_share_LE=share
+        row=row, confusion=confusion, images=len(indices), notes=tuple(notes), expert_share_LE=share
     )
 
 
@@ -311,13 +274,8 @@ def absent_rows(rows: Mapping[str, Benchmark], config: ProtocolConfig) -> dict[s
     """Rows whose target dataset's folder is not there -> where it was looked for."""
     absent = {}
     for key, row in rows.items():
-        spec = open_spec(BENCHMARK_DATASETS, row.target.dataset, config.datasets.get(row.target.dataset))
+        spec = open_spec(row.target.dataset, config.datasets.get(row.target.dataset))
         root = Path(config.data_root).expanduser() / spec.folder
         if not root.is_dir():
             absent[key] = f"{spec.key} is not at {root}"
     return absent
-
-
-def _own_statistics(sample: Sample) -> tuple[Tensor, Tensor]:
-    mean, std = db_statistics(sample["image"][None])
-    return mean[0], std[0]

@@ -1,20 +1,24 @@
-"""The 22 benchmarks: which domain trains, which one tests, over which classes; and the paper's scores.
+"""The benchmarks: which domain trains, which one tests, over which classes; and the paper's scores.
 
-The rows stand here as code, so that a key is checked when it is typed; a test holds them against
-`benchmarks.csv`, the paper's table as data. `results.csv` are the paper's scores of 15 methods. What this
-is not: a reader of anything; `protocol.py` opens a row's data.
+The paper's 22 rows stand here as code, so that a key is checked when it is typed; a test holds them against
+`benchmarks.csv`, the paper's table as data. `results.csv` are the paper's scores of 15 methods. Rows of other
+datasets are added by `register_benchmark`. What this is not: a reader of anything; `protocol.py` opens a
+row's data.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from crossearth_sar.data.datasets.class_maps import TASKS, Task
+from crossearth_sar.data.datasets.published import named_dataset, named_task
+from crossearth_sar.data.datasets.rows import Rows
+from crossearth_sar.data.datasets.tasks import Task
 from crossearth_sar.errors import InputError, nearest
 
 DOMAIN_GAPS = (
@@ -32,7 +36,7 @@ DOMAIN_GAPS = (
 
 @dataclass(frozen=True)
 class DomainRef:
-    """A domain of a dataset, by the names of `data.specs`."""
+    """A domain of a dataset, by the names of its row."""
 
     dataset: str
     domain: str
@@ -43,19 +47,22 @@ class DomainRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """One row of the paper's table.
-
-    key: its abbreviation, `N2S`. gap: one of DOMAIN_GAPS. train_images, test_images: the paper's patches of
-    512 x 512. task: a key of `data.class_maps.TASKS`.
-    """
+    """One row of the paper's table, or one beside it."""
 
     key: str
+    """Its abbreviation: N2S."""
     gap: str
+    """What differs between source and target: one of DOMAIN_GAPS in the paper's rows."""
     source: DomainRef
+    """What trains."""
     target: DomainRef
-    train_images: int
-    test_images: int
+    """What tests."""
     task: str
+    """The classes: a key of `data.datasets.tasks.TASKS`, or of a registered task."""
+    train_images: int | None = None
+    """The paper's patches of 512 x 512 for training; None in a row that is not the paper's."""
+    test_images: int | None = None
+    """The paper's patches for testing."""
 
     @property
     def slug(self) -> str:
@@ -64,7 +71,7 @@ class Benchmark:
 
     @property
     def classes(self) -> Task:
-        return TASKS[self.task]
+        return named_task(self.task)
 
     @property
     def categories(self) -> int:
@@ -113,20 +120,37 @@ BENCHMARKS = {
     )
     for key, gap, source, target, train, test, task in _ROWS
 }
-"""By key, in the paper's order: twelve inside one dataset, then ten across datasets."""
+"""The paper's, by key and in its order: twelve inside one dataset, then ten across datasets."""
+
+_ALL: Rows[Benchmark] = Rows("benchmark", BENCHMARKS)
+
+
+def register_benchmark(row: Benchmark) -> None:
+    """Adds a row of known or registered datasets; `evaluate` and `finetune --benchmark` then know its key.
+
+    Raises:
+        InputError: another row has the key, or a side is no domain of its dataset or lacks a map.
+    """
+    for side in (row.source, row.target):
+        spec = named_dataset(side.dataset)
+        if side.domain not in spec.domains:
+            raise InputError(
+                f"benchmark {row.key!r}: {spec.key} has no domain {side.domain!r}"
+                f"{nearest(side.domain, spec.domains)}",
+                expected=f"one of {', '.join(spec.domains)}",
+            )
+        spec.lookup(row.classes)
+    _ALL.add(row)
 
 
 def benchmark(key: str) -> Benchmark:
-    """The row `key`.
+    """The row `key`; InputError for an unknown key, naming the nearest."""
+    return _ALL.find(key)
 
-    Raises:
-        InputError: for an unknown key, naming the nearest.
-    """
-    if key not in BENCHMARKS:
-        raise InputError(
-            f"no benchmark {key!r}{nearest(key, BENCHMARKS)}", expected=f"one of {', '.join(BENCHMARKS)}"
-        )
-    return BENCHMARKS[key]
+
+def all_benchmarks() -> dict[str, Benchmark]:
+    """Every row by its key: the paper's 22, then registered ones."""
+    return _ALL.all()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +162,10 @@ class PaperMethod:
     params_total: str
     params_active: str
     scores: dict[str, float]
+
+    def score(self, key: str) -> float:
+        """On one benchmark; NaN where that is not a row of the paper's."""
+        return self.scores.get(key, math.nan)
 
 
 @cache

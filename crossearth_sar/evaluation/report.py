@@ -19,7 +19,7 @@ from typing import Any
 from crossearth_sar.data.sample import ClassTable
 from crossearth_sar.evaluation.figures.canvas import DPI
 from crossearth_sar.evaluation.protocol import BenchmarkScore
-from crossearth_sar.evaluation.registry import Benchmark, PaperMethod, paper_methods
+from crossearth_sar.evaluation.registry import BENCHMARKS, Benchmark, PaperMethod, paper_methods
 
 PAPER_MARK = "†"
 """Stands beside every number that is the paper's."""
@@ -88,7 +88,8 @@ def write_tables(
         "benchmarks": [score.to_mapping() for score in scores],
         "absent": dict(absent),
         "paper": {
-            method.name: {s.row.key: method.scores[s.row.key] for s in scores} for method in paper_methods()
+            method.name: {s.row.key: method.scores[s.row.key] for s in scores if s.row.key in BENCHMARKS}
+            for method in paper_methods()
         },
     }
     (folder / "results.json").write_text(
@@ -100,7 +101,8 @@ def write_tables(
         for score in scores:
             writer.writerow([name, score.row.key, _number(100 * score.miou), "measured"])
         for method in paper_methods():
-            writer.writerows([method.name, s.row.key, method.scores[s.row.key], "paper"] for s in scores)
+            found = {s.row.key: method.scores[s.row.key] for s in scores if s.row.key in BENCHMARKS}
+            writer.writerows([method.name, key, value, "paper"] for key, value in found.items())
     for score in scores:
         with (folder / f"confusion-{score.row.slug}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -146,7 +148,7 @@ def write_html(
     """
     shown = html.escape(name)
     parts = [
-        f"<h1>{shown}: {len(scores)} of 22 benchmarks</h1>",
+        f"<h1>{shown}: {_how_many(scores)}</h1>",
         "<p>What this is: scores of one model on benchmarks of SAR segmentation across domains. A row trains "
         "on one domain and tests on another, which differs in region, polarization, band, platform or form "
         "of the signal. Scores are the mean IoU over the row's classes, in percent. "
@@ -184,11 +186,17 @@ def _comparison(name: str, scores: Sequence[BenchmarkScore]) -> tuple[list[str],
     own = [100 * score.miou for score in scores]
     rows = [[name, "", *map(_number, own), _number(_mean(own))]]
     for method in paper_methods():
-        theirs = [method.scores[key] for key in keys]
+        theirs = [method.score(key) for key in keys]
         rows.append(
             [f"{method.name} {PAPER_MARK}", _backbone(method), *map(_number, theirs), _number(_mean(theirs))]
         )
     return head, rows
+
+
+def _how_many(scores: Sequence[BenchmarkScore]) -> str:
+    others = sum(score.row.key not in BENCHMARKS for score in scores)
+    papers = f"{len(scores) - others} of {len(BENCHMARKS)} benchmarks"
+    return f"{papers} and {others} beside the paper" if others else papers
 
 
 def _backbone(method: PaperMethod) -> str:
@@ -200,7 +208,7 @@ def _markdown(
     name: str, scores: Sequence[BenchmarkScore], about: Mapping[str, Any], absent: Mapping[str, str]
 ) -> str:
     head, rows = _comparison(name, scores)
-    lines = [f"# {name}: {len(scores)} of 22 benchmarks", ""]
+    lines = [f"# {name}: {_how_many(scores)}", ""]
     lines += [f"mIoU in percent. {PAPER_MARK} marks figures of the paper, which were not measured here.", ""]
     lines += ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
@@ -238,13 +246,13 @@ def _summary(scores: Sequence[BenchmarkScore]) -> str:
     lines, figures = [], []
     for score in scores:
         row = score.row
-        found = [100 * score.miou, *(method.scores[row.key] for method in chosen)]
-        found.append(max(method.scores[row.key] for method in methods))
+        found = [100 * score.miou, *(method.score(row.key) for method in chosen)]
+        found.append(max(method.score(row.key) for method in methods))
         figures.append(found)
         words = (row.gap.replace("+", " + "), _sides(row))
         lines.append(
             f'<tr><td class="text"><a href="#{row.slug}">{html.escape(row.key)}</a></td>{_score_cells(found)}'
-            f"<td>{score.images}</td><td>{row.test_images}</td>"
+            f"<td>{score.images}</td><td>{row.test_images or '–'}</td>"
             + "".join(f'<td class="text">{html.escape(word)}</td>' for word in words)
             + "</tr>"
         )

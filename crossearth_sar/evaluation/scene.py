@@ -24,8 +24,9 @@ from crossearth_sar.data.files.amplitude import ValueKind, to_amplitude
 from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.files.readers import RawImage
 from crossearth_sar.data.sample import IGNORE_INDEX
-from crossearth_sar.errors import InputError
-from crossearth_sar.model import CrossEarthSAR, ModelOutput, eval_mode, sliding_windows, to_db
+from crossearth_sar.decibels import DomainStatistics
+from crossearth_sar.model import CrossEarthSAR, ModelOutput, eval_mode
+from crossearth_sar.spacing import sliding_windows
 
 BLOCK_PIXELS = 1 << 22
 """So many pixels are turned into amplitudes at once where no window asks for them."""
@@ -56,31 +57,18 @@ class Scene:
 
 
 def measure_scenes(scenes: Iterable[Scene]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, (C,) each, of 20 log10(amplitude) over the pixels above 0, as
-    `data.domain.measure_db` has them.
+    """Mean and standard deviation in dB of the scenes together, (C,) each: `decibels.DomainStatistics`.
 
     Raises:
-        InputError: the scenes differ in their number of bands, or a value is not what it is declared to be.
+        InputError: there is no scene, they differ in their number of bands, or a value is not what it is
+            declared to be.
     """
-    sums_3C: Tensor | None = None
+    statistics = DomainStatistics()
     for scene in scenes:
         for block in scene.blocks():
-            decibels, lit = to_db(block).double().flatten(1), (block > 0).flatten(1)
-            part = torch.stack([lit.sum(1), (decibels * lit).sum(1), (decibels.square() * lit).sum(1)])
-            if sums_3C is not None and sums_3C.shape != part.shape:
-                raise InputError(
-                    "images of one domain differ in their number of bands",
-                    got=f"{len(block)} in {scene.raw.path}, {sums_3C.shape[1]} before it",
-                    fix="choose some of them by their index, or normalize each image by itself",
-                )
-            sums_3C = part if sums_3C is None else sums_3C + part
+            statistics.add(block, scene.raw.path)
         del scene  # or it would still be there while the next one is read
-    require(sums_3C is not None, "scenes", "none", "at least one")
-    assert sums_3C is not None
-    count, total, squares = sums_3C[0].clamp(min=1), sums_3C[1], sums_3C[2]
-    mean = total / count
-    variance = (squares / count - mean.square()).clamp(min=1e-6)
-    return mean.float(), variance.sqrt().float()
+    return statistics.result()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@
     manifest.json     teacher, class map, threshold, SHA-256 and pixel counts of every label map
 
 A label map is written whole or not at all, and one that is there is not made again. The teachers themselves
-are in `teachers.py`, the pairs in `optical_pairs.py`. What this is not: a judge of the labels;
+are in `teachers.py`, the pairs in `pairs.py`. What this is not: a judge of the labels;
 `evaluation.agreement` compares teachers.
 
 G groups of teacher classes: the seven classes, then everything that is ignored. H W pixels.
@@ -33,12 +33,13 @@ from PIL import Image
 from torch import Tensor
 
 from crossearth_sar.config import from_mapping, require
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.data.files.readers import read_bands, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.pseudo_labels.pairs import Pair
 from crossearth_sar.pseudo_labels.teachers import Teacher
+from crossearth_sar.spacing import evenly_spaced
 
 Unmapped = Literal["background", "ignore"]
 
@@ -146,19 +147,18 @@ def _indices(key: Any, names: tuple[str, ...]) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings:
-    """How label maps are made; a folder holds maps of one setting only.
-
-    threshold: below this probability a pixel is ignored. confidence: whether to write confidence maps.
-    bands: of the optical file, its red, green and blue; None: the first three, or one for all.
-    value_range: (black, white) of optical values that are not uint8. resample: allow an optical image of
-    another size than its SAR twin; probabilities are then brought to the twin's grid bilinearly.
-    """
+    """How label maps are made; a folder holds maps of one setting only."""
 
     threshold: float = 0.0
+    """Below this probability a pixel is ignored."""
     confidence: bool = False
+    """Write confidence maps, too."""
     bands: tuple[int, ...] | None = None
+    """Red, green and blue of the optical file; null: the first three, or one for all."""
     value_range: tuple[float, float] | None = None
+    """(black, white) of optical values that are not uint8."""
     resample: bool = False
+    """Allow optical images of another size; probabilities go to the twin's grid bilinearly."""
 
     def __post_init__(self) -> None:
         require(0 <= self.threshold <= 1, "threshold", self.threshold, "a probability, 0 to 1")
@@ -240,9 +240,8 @@ def _require_size(
 
 def check_pairs(pairs: Sequence[Pair], settings: LabelSettings) -> None:
     """Reads up to 32 evenly spaced pairs before hours are spent; InputError as `label_pair`."""
-    count = min(len(pairs), _CHECKED_PAIRS)
-    for i in range(count):
-        pair = pairs[i * len(pairs) // count]
+    for i in evenly_spaced(len(pairs), _CHECKED_PAIRS):
+        pair = pairs[i]
         image, _ = read_optical(pair.optical, settings)
         _require_size(pair, (image.shape[1], image.shape[2]), read_shape(pair.sar)[1:], settings)
 
@@ -269,21 +268,7 @@ def write_pseudo_labels(
     for pair in pairs[:1]:
         if (output / LABELS / pair.name).resolve() == pair.sar.resolve():
             raise InputError("the output folder holds the SAR images", got=output, fix="choose another one")
-    manifest = _begun(
-        output,
-        {
-            "format": FORMAT,
-            "classes": list(SEVEN_CLASSES.names),
-            "ignore_index": IGNORE_INDEX,
-            "teacher": teacher.to_mapping(),
-            "class_map": classes.to_mapping(),
-            "settings": {
-                **vars(settings),
-                "bands": settings.bands and list(settings.bands),
-                "value_range": settings.value_range and list(settings.value_range),
-            },
-        },
-    )
+    manifest = _begun(output, _about(teacher, classes, settings))
     known = manifest.get("files", {})
     files: dict[str, Any] = {}
     made = 0
@@ -304,6 +289,22 @@ def write_pseudo_labels(
     _write_json(output / MANIFEST, manifest)
     _log.info("%d label maps made, %d were there", made, len(files) - made)
     return manifest
+
+
+def _about(teacher: Teacher, classes: TeacherClassMap, settings: LabelSettings) -> dict[str, Any]:
+    """What a folder of label maps was made with: another run there has to say the same."""
+    return {
+        "format": FORMAT,
+        "classes": list(SEVEN_CLASSES.names),
+        "ignore_index": IGNORE_INDEX,
+        "teacher": teacher.to_mapping(),
+        "class_map": classes.to_mapping(),
+        "settings": {
+            **vars(settings),
+            "bands": settings.bands and list(settings.bands),
+            "value_range": settings.value_range and list(settings.value_range),
+        },
+    }
 
 
 def describe_label(path: Path) -> dict[str, Any]:

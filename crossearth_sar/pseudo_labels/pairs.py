@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossearth_sar.config import require
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
-from crossearth_sar.data.datasets.layouts import DatasetSpec, DomainSpec
 from crossearth_sar.data.datasets.places import find_places, what_is_at
+from crossearth_sar.data.datasets.spec import DatasetSpec, DomainSpec
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.errors import InputError
 
 _SHOWN = 5
@@ -34,7 +34,7 @@ OPTICAL_TWINS = {
     "SARptical": OpticalTwins(optical="opt/*.*", renamed={}),
     "CrossEarth-OPT-SAR": OpticalTwins(optical="opt/*.*", renamed={}),
 }
-"""Of the sources without labels (`sources.py`), with the same assumptions about their layouts."""
+"""Of the sources without labels (`pretraining.py`), with the same assumptions about their layouts."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,8 @@ def pairs_of(
         InputError: a pattern matches nothing, or two files claim one place.
     """
     if isinstance(sar, str):
-        stars = [p.count("*") - p.endswith(".*") for p in (sar, optical)]
-        require(stars[0] == stars[1], "the optical pattern", optical, f"as many '*' as in {sar!r}")
+        _require_matches(root, sar, optical)
         sar = _bare_spec(sar)
-        for pattern in (sar.images, optical):
-            if not root.is_dir() or not any(root.glob(pattern)):
-                raise InputError(
-                    f"no file matches {pattern!r} below {root}",
-                    got=what_is_at(root / Path(pattern).parent),
-                    fix="patterns are relative to the data root and quoted: --sar 'sar/*.*'",
-                )
     domain = next(iter(sar.domains.values()))
     seen = {place.name: place.images[0] for place in find_places(sar, domain, root)}
     twin_spec = _bare_spec(optical)
@@ -94,6 +86,18 @@ def pairs_of(
     single = [path for name, path in seen.items() if name not in twins]
     single += [path for name, path in twins.items() if name not in seen]
     return sorted(pairs, key=lambda pair: pair.name), sorted(single)
+
+
+def _require_matches(root: Path, sar: str, optical: str) -> None:
+    stars = [p.count("*") - p.endswith(".*") for p in (sar, optical)]
+    require(stars[0] == stars[1], "the optical pattern", optical, f"as many '*' as in {sar!r}")
+    for pattern in (sar, optical):
+        if not root.is_dir() or not any(root.glob(pattern)):
+            raise InputError(
+                f"no file matches {pattern!r} below {root}",
+                got=what_is_at(root / Path(pattern).parent),
+                fix="patterns are relative to the data root and quoted: --sar 'sar/*.*'",
+            )
 
 
 def _bare_spec(pattern: str) -> DatasetSpec:

@@ -24,16 +24,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
+from crossearth_sar.decibels import db_statistics
 from crossearth_sar.errors import InputError
-from crossearth_sar.model import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    CrossEarthSAR,
-    db_statistics,
-    load_model,
-    sliding_windows,
-)
+from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model
+from crossearth_sar.spacing import sliding_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,7 @@ from dataset_trees import save, speckle, stripes
 from ranks import begin, micro_run, shared_pool
 
 from crossearth_sar.config import from_mapping
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.data.domain import DomainConfig
 from crossearth_sar.engine.config import RunConfig, finetuning_settings
 from crossearth_sar.engine.distributed import Ranks

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossearth_sar.data.datasets.benchmarks import class_table
+from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.sample import ClassTable, Sample
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.baselines import (

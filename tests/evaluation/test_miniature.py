@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.data.simulator.scenes import SimulatorConfig, simulate
+from crossearth_sar.decibels import to_db
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.miniature import (
-    SIMULATED,
+    SIMULATED_MAPS,
     SIMULATED_TASKS,
     STAND_INS,
     draw_tiles,
@@ -25,7 +26,6 @@ from crossearth_sar.evaluation.miniature import (
     stand_in,
 )
 from crossearth_sar.evaluation.registry import BENCHMARKS, DOMAIN_GAPS
-from crossearth_sar.model import to_db
 
 
 def test_every_row_has_a_stand_in() -> None:
@@ -38,7 +38,7 @@ def test_same_gap_and_as_many_classes(key: str) -> None:
     row, paper = STAND_INS[f"{key}-sim"], BENCHMARKS[key]
     assert gap_between(row.source, row.target) == gap_between(row.target, row.source) == paper.gap
     assert len(row.task.scored) == paper.categories
-    reached = {name for name in row.task.maps[SIMULATED].values() if name != "ignore"}
+    reached = {name for name in SIMULATED_MAPS[row.task.key].values() if name != "ignore"}
     assert reached == set(row.task.classes.names), "a class that no simulated pixel has scores nothing"
 
 
@@ -98,7 +98,7 @@ def test_classes_follow_the_map() -> None:
     for task in SIMULATED_TASKS.values():
         mapped = draw_tiles(config, task, 64).mask_NHW
         for index, name in enumerate(SEVEN_CLASSES.names):
-            onto = task.maps[SIMULATED][name]
+            onto = SIMULATED_MAPS[task.key][name]
             expected = IGNORE_INDEX if onto == "ignore" else task.classes.names.index(onto)
             assert (mapped[plain == index] == expected).all()
 

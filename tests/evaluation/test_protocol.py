@@ -12,11 +12,11 @@ import torch
 from dataset_trees import WRITERS, write_trees
 from torch import Tensor
 
+from crossearth_sar.data.domain import Domain
 from crossearth_sar.data.sample import IGNORE_INDEX, Sample
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.figures.radar import radar_figure
 from crossearth_sar.evaluation.protocol import (
-    BenchmarkDomain,
     ProtocolConfig,
     absent_rows,
     load_adapter,
@@ -40,7 +40,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ProtocolConfig:
 
 
 @pytest.fixture(scope="module")
-def targets(config: ProtocolConfig) -> dict[str, BenchmarkDomain]:
+def targets(config: ProtocolConfig) -> dict[str, Domain]:
     image_wise = ProtocolConfig(data_root=config.data_root, normalize="image")
     return {key: open_target(benchmark(key), image_wise) for key in ONE_PER_TARGET}
 
@@ -50,7 +50,7 @@ def oracle(sample: Sample) -> Tensor:
 
 
 @pytest.mark.parametrize("key", ONE_PER_TARGET)
-def test_every_dataset_goes_from_files_to_a_score(key: str, targets: dict[str, BenchmarkDomain]) -> None:
+def test_every_dataset_goes_from_files_to_a_score(key: str, targets: dict[str, Domain]) -> None:
     row, target = benchmark(key), targets[key]
     right = run_benchmark(row, oracle, target, max_images=2)
     assert right.miou == 1.0
@@ -76,7 +76,7 @@ def by_hand(counts: Tensor, scored: list[int]) -> float:
     return sum(found) / len(found)
 
 
-def test_only_scored_classes_enter_the_mean(targets: dict[str, BenchmarkDomain]) -> None:
+def test_only_scored_classes_enter_the_mean(targets: dict[str, Domain]) -> None:
     """Buildings against the rest: a model that sees none scores 0, however right it is elsewhere."""
     score = run_benchmark(
         benchmark("A2S"), lambda s: torch.zeros(512, 512, dtype=torch.int64), targets["A2S"]
@@ -97,14 +97,14 @@ def test_source_and_target_of_one_dataset_share_no_place(config: ProtocolConfig)
     assert torch.equal(source[0]["db_mean"], source[1]["db_mean"]), "one statistic for a domain"
 
 
-def test_statistics_of_each_image_are_its_own(targets: dict[str, BenchmarkDomain]) -> None:
+def test_statistics_of_each_image_are_its_own(targets: dict[str, Domain]) -> None:
     sample = targets["N2S"][0]
     decibels = 20 * torch.log10(sample["image"].double()).flatten(1)
     torch.testing.assert_close(sample["db_mean"].double(), decibels.mean(1), rtol=1e-4, atol=0)
     torch.testing.assert_close(sample["db_std"].double(), decibels.std(1, correction=0), rtol=1e-3, atol=0)
 
 
-def test_our_model_and_one_that_does_not_fit(targets: dict[str, BenchmarkDomain]) -> None:
+def test_our_model_and_one_that_does_not_fit(targets: dict[str, Domain]) -> None:
     small = {
         "crop_size": 512,
         "crop_stride": 341,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
-from crossearth_sar.data.datasets.class_maps import SEVEN_CLASS_TASK, TASKS
 from crossearth_sar.data.datasets.pretraining import PRETRAINING_SOURCES
+from crossearth_sar.data.datasets.published import all_datasets, named_task
+from crossearth_sar.data.datasets.tasks import TASKS
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.registry import BENCHMARKS, DOMAIN_GAPS, DomainRef, benchmark, paper_methods
 
@@ -63,7 +65,7 @@ def test_rows_name_domains_and_maps_that_exist() -> None:
         for side in (row.source, row.target):
             spec = BENCHMARK_DATASETS[side.dataset]
             assert side.domain in spec.domains
-            table = row.classes.lookup(spec.key, spec.classes)
+            table = spec.lookup(row.classes)
             reached = {int(i) for i in table[: len(spec.classes)]} - {255}
             assert reached == set(range(len(row.classes.classes))), (
                 f"{row.key} leaves a class of the task empty"
@@ -86,16 +88,17 @@ def test_paper_counts_follow_from_the_datasets_counts() -> None:
 
 
 def test_every_dataset_class_is_mapped_somewhere_or_dropped_by_name() -> None:
-    for task in TASKS.values():
-        for dataset, mapping in task.maps.items():
-            assert set(mapping) == set(BENCHMARK_DATASETS[dataset].classes)
-    assert TASKS["fusar5"].dropped("AIR-PolSAR-Seg-2.0") == ("mountain",)
-    for dataset, mapping in SEVEN_CLASS_TASK.maps.items():
-        source = PRETRAINING_SOURCES[dataset]
-        assert source.labels_are == "real"
-        assert set(mapping) == set(source.spec.classes)
+    for spec in all_datasets().values():
+        for task, mapping in spec.maps.items():
+            assert set(mapping) == set(spec.classes)
+            assert spec.lookup(named_task(task)).shape == (256,)
+    air = BENCHMARK_DATASETS["AIR-PolSAR-Seg-2.0"]
+    assert air.dropped("fusar5") == ("mountain",)
+    assert {key for key, source in PRETRAINING_SOURCES.items() if "seven" in source.spec.maps} == {
+        key for key, source in PRETRAINING_SOURCES.items() if source.labels_are == "real"
+    }
     with pytest.raises(InputError, match="lacks lava"):
-        TASKS["air6"].lookup("AIR-PolSAR-Seg-2.0", ("water", "lava"))
+        replace(air, classes=("water", "lava"), label_palette={}).lookup(TASKS["air6"])
 
 
 def test_paper_scores() -> None:

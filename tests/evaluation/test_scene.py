@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from crossearth_sar import CrossEarthSAR, InputError, build_model
-from crossearth_sar.data.datasets.folder import FolderConfig, FolderScenes
+from crossearth_sar.data.datasets.folder import FolderConfig
+from crossearth_sar.data.datasets.folder_scenes import FolderScenes
 from crossearth_sar.data.domain import measure_db
 from crossearth_sar.data.files.readers import RawImage, read_image
 from crossearth_sar.evaluation import scene as module

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
 from crossearth_sar.data.datasets.official import OfficialDataset
 from crossearth_sar.data.datasets.pretraining import PRETRAINING_SOURCES
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import build_model, load_model, save_model
 from crossearth_sar.pseudo_labels.labelling import (

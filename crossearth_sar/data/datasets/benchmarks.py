@@ -1,55 +1,15 @@
-"""The tables of class lists, palettes and benchmark datasets: data, no code that reads them.
+"""The six datasets of the benchmarks, a row each: layout, classes, counts, class maps onto tasks.
 
-A row says what is known of a published dataset (`layouts.DatasetSpec`). What no source states is assumed,
-named in the row's `unstated`, and can be changed by the user (`official.open_spec`). The ten pre-training
-sources have their table in `sources.py`; which class of one dataset is which of another is in
-`class_maps.py`.
+A row is all that is known of a published dataset (`spec.DatasetSpec`). What no source states is assumed,
+named in the row's `unstated`, and can be changed by the user (`published.open_spec`). The paper gives the
+number of classes of each task, not the maps; where it leaves a choice, the reason stands beside the entry.
+The ten pre-training sources have their rows in `pretraining.py`.
 """
 
 from __future__ import annotations
 
-from crossearth_sar.data.datasets.layouts import DatasetSpec, DomainSpec, PaperCounts
-from crossearth_sar.data.sample import ClassTable
-
-SEVEN_CLASSES = ClassTable(
-    names=("building", "road", "water", "barren", "forest", "agricultural", "background"),
-    palette=(
-        (220, 60, 50),
-        (245, 210, 70),
-        (50, 110, 220),
-        (190, 150, 110),
-        (30, 120, 60),
-        (150, 200, 90),
-        (120, 120, 130),
-    ),
-)
-"""The land-cover classes of pre-training (CrossEarth-SAR-200K), in the paper's order."""
-
-DISTINCT_COLORS = (
-    (120, 120, 130),
-    (50, 110, 220),
-    (220, 60, 50),
-    (245, 210, 70),
-    (30, 120, 60),
-    (150, 200, 90),
-    (190, 150, 110),
-    (150, 80, 190),
-    (240, 140, 60),
-    (90, 200, 210),
-    (230, 130, 180),
-    (100, 70, 50),
-)
-"""Colours for a task that brings none."""
-
-
-def class_table(
-    names: tuple[str, ...], palette: tuple[tuple[int, int, int], ...] | None = None
-) -> ClassTable:
-    """A ClassTable for `names`; without a palette, colours are taken from a fixed list in turn."""
-    if palette is None:
-        palette = tuple(DISTINCT_COLORS[i % len(DISTINCT_COLORS)] for i in range(len(names)))
-    return ClassTable(names=names, palette=palette)
-
+from crossearth_sar.data.datasets.spec import DatasetSpec, DomainSpec, PaperCounts, same_names
+from crossearth_sar.data.files.labels import IGNORE
 
 _AIR_REGIONS = ("north", "south")
 _AIR_FULL = ("HH", "HV", "VV")  # VH repeats HV by reciprocity, and the model reads three bands
@@ -86,6 +46,22 @@ AIR_POLSAR_SEG_2 = DatasetSpec(
         "building": (255, 255, 0),
         "mountain": ((128, 0, 128), (255, 0, 255)),
         "ignore": (0, 0, 0),
+    },
+    maps={
+        "air6": same_names("water", "vegetation", "bare ground", "road", "building", "mountain"),
+        "air5": {
+            **same_names("water", "vegetation", "bare ground", "road", "building"),
+            "mountain": IGNORE,
+        },
+        "fusar5": {
+            **same_names("building", "vegetation", "water", "road"),
+            "bare ground": "other",
+            "mountain": IGNORE,  # wooded or bare: neither vegetation nor other would be right
+        },
+        "building1": {
+            **dict.fromkeys(("water", "vegetation", "bare ground", "road", "mountain"), "background"),
+            "building": "building",
+        },
     },
     values="complex",
     scene_size=(512, 512),
@@ -129,6 +105,14 @@ DDHR_SK = DatasetSpec(
         5: "other",
         255: "ignore",
     },
+    maps={
+        "ddhr6": same_names("building", "road", "greenery", "water", "farmland", "other"),
+        "fusar5": {
+            **same_names("building", "road", "water", "other"),
+            "farmland": "vegetation",
+            "greenery": "vegetation",
+        },
+    },
     bands=(0,),  # grey JPEGs are sometimes stored as three equal channels
     scene_size=(256, 256),
     upsample=True,
@@ -165,6 +149,7 @@ FUSAR_MAP = DatasetSpec(
         "road": (255, 255, 0),
         "other": (0, 0, 0),
     },
+    maps={"fusar5": same_names("building", "vegetation", "water", "road", "other")},
     bands=(0,),
     scene_size=(1024, 1024),
     split_unit="scene",
@@ -209,6 +194,19 @@ OPEN_EARTH_MAP_SAR = DatasetSpec(
         (75, 181, 73),
         (222, 31, 7),
     ),
+    maps={
+        "ddhr6": {
+            "background": IGNORE,  # unlabelled there, not a kind of ground
+            "bareland": "other",
+            "rangeland": "greenery",
+            "developed": "other",  # paved ground without buildings
+            "road": "road",
+            "tree": "greenery",
+            "water": "water",
+            "agriculture": "farmland",
+            "building": "building",
+        },
+    },
     scene_size=(1024, 1024),
     counts={"all": PaperCounts(total=17332, train=13865, test=3467)},
     unstated=("the unit of the split: single patches, since the paper's 13865 is no multiple of four",),
@@ -225,6 +223,7 @@ SARBUD = DatasetSpec(
     classes=("background", "building"),
     palette=((0, 0, 0), (255, 255, 255)),
     label_values={0: "background", 1: "building", 255: "building"},
+    maps={"building1": same_names("background", "building")},
     bands=(0,),
     scene_size=(256, 256),
     upsample=True,
@@ -268,6 +267,18 @@ WHU_OPT_SAR = DatasetSpec(
         50: "forest",
         60: "road",
         70: "other",
+    },
+    maps={
+        "ddhr6": {
+            "background": IGNORE,  # the margin of a scene
+            "farmland": "farmland",
+            "city": "building",
+            "village": "building",
+            "water": "water",
+            "forest": "greenery",
+            "road": "road",
+            "other": "other",
+        },
     },
     scene_size=(3704, 5556),
     split_unit="scene",

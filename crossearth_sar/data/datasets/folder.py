@@ -1,87 +1,87 @@
-"""A folder of SAR images and label maps as a dataset: found by patterns or an index file, checked at once.
+"""Where a folder's images and labels lie: its settings, and the pairs they name, by patterns or an index.
 
-Everything about such a dataset that can be wrong is looked for when it is opened, and reported together, so
-that a training run does not end at its ten-thousandth image. Files are read as `readers.py` and `labels.py`
-say. What this is not: a place for one class per published dataset; each of those is a FolderConfig.
-
-C bands, H W pixels.
+What this is not: a reader of pixels; that is `folder_scenes.py`.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import math
 import os
 import re
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
-
-import numpy as np
-import torch
+from typing import Literal
 
 from crossearth_sar.config import require
-from crossearth_sar.data.datasets.benchmarks import class_table
-from crossearth_sar.data.files.amplitude import ValueKind, to_amplitude
-from crossearth_sar.data.files.fill import fill_unmeasured
-from crossearth_sar.data.files.labels import RGB, label_table, read_label
-from crossearth_sar.data.files.readers import BandAxis, read_image, read_shape
-from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample
+from crossearth_sar.data.datasets.places import what_is_at
+from crossearth_sar.data.datasets.tasks import class_table
+from crossearth_sar.data.files.amplitude import ValueKind
+from crossearth_sar.data.files.labels import RGB, label_table
+from crossearth_sar.data.files.readers import BandAxis
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.network_input import MAX_BANDS
 
-T = TypeVar("T")
-
-DECODED_CHECKS = 64
-"""A check decodes every image of a set of up to this many, and this many of a larger one."""
+FolderPart = Literal["all", "train", "test"]
 
 _SHOWN_PROBLEMS = 5
-_CACHED_SCENES = 2  # consecutive tiles come from one scene; more would hold gigabytes of whole scenes
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
-    """Where images and labels lie, what their values are, and which classes the task has.
+    """A folder of images and labels: where they lie, what their values are, which classes the task has.
 
-    root: the folder that every other path starts from.
-    images, labels: patterns relative to `root`, with '*' for any part of one file or folder name. What the
-        stars of `images` match is put in place of those of `labels`, in order:
-        `S1/*_S1Hand.tif` and `Labels/*_LabelHand.tif`. `labels: null` is a set without labels.
-    index: instead of patterns, a CSV file with a header line, relative to `root`; its paths are too. An
-        empty cell in `label_column` is an image without a label; `label_column: null` leaves all without.
-    where: keeps the rows of the index whose columns have these values.
-    names: keeps only the images whose file name (without its suffix) contains one of these: a split by
-        region. Empty keeps all. exclude: drops those whose name contains one of these. Each must match.
-    values: "amplitude", "intensity", "db" or "complex"; see `amplitude.to_amplitude`.
-    bands, band_axis, nodata, array_key: as in `readers.read_image`, for images; the model reads 1 to 3 bands.
-    classes: names, in the order of their indices; palette: their colours in pictures.
-    label_values: raw value -> class name or "ignore". label_palette: class name or "ignore" -> its colour,
-        or list of colours, where labels are RGB. Without either, value i is class i and 255 is ignored.
-    tile: cuts each image into squares of this many pixels; the last of a row or column is shifted inward,
-        so that all pixels are covered and those of the overlap come twice. An image smaller than a tile
-        is given as it is. None: whole images.
+    In `images` and `labels` a '*' stands for any part of one file or folder name. What the stars of `images`
+    match is put in place of those of `labels`, in order: `S1/*_S1Hand.tif` and `Labels/*_LabelHand.tif`.
     """
 
     root: str
+    """The folder that every other path starts from."""
     values: ValueKind
+    """What the numbers are: amplitude, intensity, db or complex."""
     classes: tuple[str, ...]
+    """Names of the classes, in the order of their indices."""
     images: str | None = None
+    """Pattern of the images below root: images/*.tif."""
     labels: str | None = None
+    """Pattern of their label maps, with as many '*'; null: a set without labels."""
     index: str | None = None
+    """Instead of patterns: a CSV file with a header line; all its paths start from root."""
     image_column: str = "image"
+    """Column of the index that names images."""
     label_column: str | None = "label"
+    """Column that names labels; an empty cell: no label; null: no labels at all."""
     where: dict[str, str] = field(default_factory=dict)
+    """Keeps the rows of the index whose columns have these values."""
     names: tuple[str, ...] = ()
+    """Keeps only images whose file name contains one of these; each must match."""
     exclude: tuple[str, ...] = ()
+    """Drops images whose file name contains one of these; each must match."""
+    part: FolderPart = "all"
+    """Side of a split by test_share and split_seed: train or test; all: no split."""
+    test_share: float = 0.2
+    """Share of the images on the test side, on average; each side gets at least one."""
+    split_seed: int = 0
+    """Another seed, another split."""
     bands: tuple[int, ...] | None = None
+    """Which bands of an image, one to three; null: all."""
     band_axis: BandAxis = "auto"
+    """Where the bands are in an array of three axes: first, last, or auto."""
     nodata: float | None = None
+    """The number of a pixel without a measurement; null: what the file says."""
     array_key: str | None = None
+    """Which array of an NPZ file."""
     label_values: dict[int, str] = field(default_factory=dict)
+    """Raw label value: class name or ignore; without, value i is class i, 255 is ignored."""
     label_palette: dict[str, RGB | tuple[RGB, ...]] = field(default_factory=dict)
+    """Class name or ignore: its colour, or colours, where labels are RGB."""
     palette: tuple[RGB, ...] | None = None
+    """Colours of the classes in pictures."""
     tile: int | None = None
+    """Cuts images into squares of this many pixels, the last shifted inward; null: whole."""
 
     def __post_init__(self) -> None:
         if (self.images is None) == (self.index is None):
@@ -95,6 +95,7 @@ class FolderConfig:
         else:
             require(not self.where, "where", self.where, "nothing beside images: it filters rows of an index")
             _require_patterns(self.images, self.labels)
+        require(0 < self.test_share < 1, "test_share", self.test_share, "a share between 0 and 1")
         require(self.tile is None or self.tile >= 16, "tile", self.tile, "at least 16 pixels, or null")
         require(
             self.bands is None or 1 <= len(self.bands) <= MAX_BANDS,
@@ -107,180 +108,43 @@ class FolderConfig:
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Scene:
+    """An image file, its label map where it has one, and what to call them."""
+
     name: str
     image: Path
     label: Path | None
 
 
-class FolderScenes:
-    """The samples of a FolderConfig; a `sample.SegmentationDataset`.
-
-    Whole images, or tiles of them: then sample names end in the tile's first row and column, `…_y512_x0`.
-
-    Args:
-        config: what to read.
-        check: look at every file now: headers and sizes of all, and the pixels of all in a set of up to 64
-            images, of 64 evenly spaced ones in a larger set. False saves that where the set has been
-            checked already, by another process of the same run for instance.
+def find_scenes(config: FolderConfig) -> list[Scene]:
+    """The images that a config names, each with its label; all of them are there.
 
     Raises:
-        InputError: nothing matched, files are missing or damaged, sizes of image and label or band counts
-            differ, labels hold values outside the map, an image has no valid pixel or values that are not
-            what they are declared to be. Several problems are reported together. What a check did not
-            see is raised by `dataset[i]`, with the file's name.
+        InputError: nothing matches, files are missing, or the index does not say what the config asks of it.
     """
-
-    def __init__(self, config: FolderConfig, *, check: bool = True) -> None:
-        self.config = config
-        self.classes = class_table(config.classes, config.palette)
-        self._labels = label_table(config.classes, config.label_values, config.label_palette)
-        self._scenes = _find_scenes(config)
-        self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = OrderedDict()
-        shapes = self._check() if check else None
-        self._windows = self._cut(shapes)
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def __getitem__(self, index: int) -> Sample:
-        scene, top, left = self._windows[index]
-        image, mask, valid = self._load(scene)
-        name, tile = self._scenes[scene].name, self.config.tile
-        if tile is not None:
-            if image.shape[1] > tile or image.shape[2] > tile:
-                name = f"{name}_y{top}_x{left}"
-            image = image[:, top : top + tile, left : left + tile].copy()  # the cached scene stays as it is
-            mask, valid = (pixels[top : top + tile, left : left + tile] for pixels in (mask, valid))
-        image = fill_unmeasured(image, valid)
-        return Sample(image=torch.from_numpy(image), mask=torch.from_numpy(mask.astype(np.int64)), name=name)
-
-    def origin(self, index: int) -> Origin:
-        """The files of the whole scene, whichever tile of it a sample is: see `sample.Origin`."""
-        scene = self._scenes[self._windows[index][0]]
-        label = None if scene.label is None else os.path.abspath(scene.label)
-        return (os.path.abspath(scene.image),), label, None
-
-    def _load(self, scene: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Amplitude (C, H, W) float32, mask (H, W) uint8 and valid (H, W) bool of a whole image."""
-        if scene in self._cache:
-            self._cache.move_to_end(scene)
-            return self._cache[scene]
-        loaded = self._decode(self._scenes[scene])
-        if self.config.tile is not None:
-            self._cache[scene] = loaded
-            if len(self._cache) > _CACHED_SCENES:
-                self._cache.popitem(last=False)
-        return loaded
-
-    def _decode(self, scene: _Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        config = self.config
-        raw = read_image(
-            scene.image,
-            band_axis=config.band_axis,
-            nodata=config.nodata,
-            bands=config.bands,
-            array_key=config.array_key,
-        )
-        _require_few_bands(scene, len(raw.values))  # here too, for a set opened without a check
-        image = to_amplitude(raw.values, config.values, valid=raw.valid, name=scene.image)
-        if scene.label is None:
-            return image, np.full(image.shape[1:], IGNORE_INDEX, np.uint8), raw.valid
-        mask = read_label(scene.label, self._labels)
-        _require_same_size(scene, image.shape[1:], mask.shape)
-        mask[~raw.valid] = IGNORE_INDEX
-        return image, mask, raw.valid
-
-    def _cut(self, shapes: Sequence[tuple[int, int, int]] | None) -> list[tuple[int, int, int]]:
-        """(scene, top, left) of every sample."""
-        tile = self.config.tile
-        if tile is None:
-            return [(i, 0, 0) for i in range(len(self._scenes))]
-        if shapes is None:
-            shapes = [self._probe(scene) for scene in self._scenes]
-        return [
-            (i, top, left)
-            for i, (_, height, width) in enumerate(shapes)
-            for top in tile_starts(height, tile)
-            for left in tile_starts(width, tile)
-        ]
-
-    def _probe(self, scene: _Scene) -> tuple[int, int, int]:
-        return read_shape(scene.image, band_axis=self.config.band_axis, array_key=self.config.array_key)
-
-    def _check(self) -> list[tuple[int, int, int]]:
-        """Shapes (bands, height, width) of all images, or one InputError for all that is wrong."""
-        problems: list[InputError] = []
-        shapes = [_collect(problems, self._check_header, scene) for scene in self._scenes]
-        band_counts = Counter(shape[0] for shape in shapes if shape is not None)
-        if len(band_counts) > 1 and self.config.bands is None:
-            odd = min(band_counts, key=lambda count: band_counts[count])
-            pairs = zip(self._scenes, shapes, strict=True)
-            first = next(scene for scene, shape in pairs if shape is not None and shape[0] == odd)
-            problems.append(
-                InputError(
-                    "images differ in their number of bands",
-                    got=", ".join(f"{n} images of {count}" for count, n in band_counts.items())
-                    + f"; {first.image} has {odd}",
-                    expected="one number, to be stacked in a batch",
-                    fix="choose some: bands: [0]",
-                )
-            )
-        whole = [s for s, shape in zip(self._scenes, shapes, strict=True) if shape is not None]
-        for i in _evenly_spaced(len(whole), DECODED_CHECKS):
-            _collect(problems, self._decode, whole[i])
-        if problems:
-            _raise_together(problems, f"dataset {self.config.root} of {len(self._scenes)} images")
-        return [shape for shape in shapes if shape is not None]
-
-    def _check_header(self, scene: _Scene) -> tuple[int, int, int]:
-        shape = self._probe(scene)
-        if self.config.bands is not None and max(self.config.bands) >= shape[0]:
-            raise InputError(
-                f"{scene.image} has no band {max(self.config.bands)}",
-                got=f"{shape[0]} bands",
-                expected=f"indices from 0 to {shape[0] - 1}",
-                fix="correct bands or band_axis",
-            )
-        if self.config.bands is None:
-            _require_few_bands(scene, shape[0])
-        if scene.label is not None:
-            _require_same_size(scene, shape[1:], read_shape(scene.label)[1:])
-        return shape
-
-
-def tile_starts(size: int, tile: int) -> list[int]:
-    """First pixels of tiles that cover `size`, the last shifted inward: `tile_starts(10, 4) == [0, 4, 6]`."""
-    return [*range(0, size - tile, tile), max(size - tile, 0)]
-
-
-# --- finding ----------------------------------------------------------------------------------------------
-
-
-def _find_scenes(config: FolderConfig) -> list[_Scene]:
     root = Path(config.root).expanduser()
     if not root.is_dir():
         raise InputError(
             f"the dataset's root {root} is no folder",
-            got=_what_is_at(root),
+            got=what_is_at(root),
             fix="correct root, or fetch the dataset",
         )
     pairs = _from_patterns(root, config) if config.index is None else _from_index(root, config)
-    pairs = _keep_names(pairs, config)
+    pairs = _keep_part(_keep_names(pairs, config), root, config)
     missing = [
-        InputError(f"{what} {path} does not exist", got=_what_is_at(path))
+        InputError(f"{what} {path} does not exist", got=what_is_at(path))
         for image, label in pairs
         for what, path in (("image", image), ("label", label))
         if path is not None and not path.is_file()
     ]
     if missing:
-        _raise_together(
+        raise_together(
             missing,
             f"dataset {root} of {len(pairs)} images",
             "correct the pattern or the index, or labels: null for a set without labels",
         )
     stems = Counter(image.stem for image, _ in pairs)
-    return [_Scene(_scene_name(image, root, stems), image, label) for image, label in pairs]
+    return [Scene(_scene_name(image, root, stems), image, label) for image, label in pairs]
 
 
 def _scene_name(image: Path, root: Path, stems: Counter[str]) -> str:
@@ -296,7 +160,7 @@ def _from_patterns(root: Path, config: FolderConfig) -> list[tuple[Path, Path | 
     if not images:
         raise InputError(
             f"no image matches {config.images!r} under {root}",
-            got=_what_is_at(root / config.images),
+            got=what_is_at(root / config.images),
             fix="correct the pattern or root",
         )
     if config.labels is None:
@@ -380,6 +244,37 @@ def _keep_names(
     return kept
 
 
+def _keep_part(
+    pairs: list[tuple[Path, Path | None]], root: Path, config: FolderConfig
+) -> list[tuple[Path, Path | None]]:
+    """The pairs on the config's side of the split.
+
+    An image is drawn by a hash of its path below root and the seed: files that come or go move no other, and
+    all labels and tiles of one image fall on one side. Only where a side would be empty does the image that
+    is nearest to it change over.
+    """
+    if config.part == "all":
+        return pairs
+    drawn = {image: _draw(image, root, config.split_seed) for image, _ in pairs}
+    if len(drawn) < 2:
+        raise InputError(
+            f"one image cannot be split, and part: {config.part} asks for it",
+            got=f"{pairs[0][0]} alone",
+            expected="two images or more",
+            fix="add images, cut this one into several files, or validate on another folder",
+        )
+    least, *_, greatest = sorted(drawn.values())
+    bound = min(max(config.test_share, math.nextafter(least, 1)), greatest)
+    return [pair for pair in pairs if (drawn[pair[0]] < bound) == (config.part == "test")]
+
+
+def _draw(image: Path, root: Path, seed: int) -> float:
+    """A number from 0 to 1, the same wherever the folder lies and whatever library draws random numbers."""
+    name = Path(os.path.relpath(image, root)).as_posix()
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / (1 << 48)
+
+
 def _require_patterns(images: str, labels: str | None) -> None:
     for key, pattern in (("images", images), ("labels", labels)):
         if pattern is None:
@@ -400,56 +295,12 @@ def _require_patterns(images: str, labels: str | None) -> None:
         )
 
 
-def _what_is_at(path: Path) -> str:
-    """The nearest existing folder above a path or pattern, and what it holds."""
-    folder = path
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    entries = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
-    return f"{folder} holds {_listed(entries) or 'nothing'}"
-
-
 def _listed(names: Sequence[str], limit: int = 8) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
-# --- checking ---------------------------------------------------------------------------------------------
-
-
-def _require_same_size(scene: _Scene, image: Sequence[int], label: Sequence[int]) -> None:
-    if tuple(image) != tuple(label):
-        raise InputError(
-            f"image and label differ in size: {scene.image} and {scene.label}",
-            got=f"image {image[0]} x {image[1]}, label {label[0]} x {label[1]} (height x width)",
-            expected="one label pixel per image pixel",
-            fix="bring the label onto the image's grid (nearest neighbour), or correct band_axis",
-        )
-
-
-def _require_few_bands(scene: _Scene, bands: int) -> None:
-    if bands > MAX_BANDS:
-        raise InputError(
-            f"{scene.image} has more bands than the model reads",
-            got=f"{bands}",
-            expected=f"at most {MAX_BANDS}",
-            fix="choose some: bands: [0]",
-        )
-
-
-def _collect(problems: list[InputError], check: Callable[[_Scene], T], scene: _Scene) -> T | None:
-    try:
-        return check(scene)
-    except InputError as error:
-        problems.append(error)
-        return None
-
-
-def _evenly_spaced(count: int, limit: int) -> list[int]:
-    return list(range(count)) if count <= limit else [i * count // limit for i in range(limit)]
-
-
-def _raise_together(problems: Sequence[InputError], where: str, fix: str | None = None) -> None:
+def raise_together(problems: Sequence[InputError], where: str, fix: str | None = None) -> None:
     if len(problems) == 1 and fix is None:
         raise problems[0]
     lines = [f"{i}. {problem}" for i, problem in enumerate(problems[:_SHOWN_PROBLEMS], 1)]

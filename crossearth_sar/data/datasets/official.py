@@ -1,6 +1,6 @@
 """A published dataset in its official layout as samples: found, split, windowed, mapped onto a task.
 
-One class reads every row of `specs.py` and `sources.py`. Scenes are cut while reading (`windows.py`); nothing
+One class reads every row (`spec.DatasetSpec`). Scenes are cut while reading (`windows.py`); nothing
 on disk is copied or converted. What this is not: a downloader; a missing dataset says where to get it.
 
 C bands, H W pixels.
@@ -12,21 +12,17 @@ import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from crossearth_sar.config import merge
-from crossearth_sar.data.datasets.benchmarks import class_table
-from crossearth_sar.data.datasets.class_maps import Task
-from crossearth_sar.data.datasets.folder import tile_starts
-from crossearth_sar.data.datasets.layouts import ComplexPart, DatasetSpec
 from crossearth_sar.data.datasets.places import Place, find_places
+from crossearth_sar.data.datasets.spec import ComplexPart, DatasetSpec
 from crossearth_sar.data.datasets.splits import Split, draw_split, stored_split, train_share
+from crossearth_sar.data.datasets.tasks import Task, class_table
 from crossearth_sar.data.files.amplitude import to_amplitude
 from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.files.labels import decode_label, label_table
@@ -34,6 +30,7 @@ from crossearth_sar.data.files.readers import read_bands, read_nodata, read_shap
 from crossearth_sar.data.files.windows import Window, read_window
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable, Origin, Sample
 from crossearth_sar.errors import InputError, nearest
+from crossearth_sar.spacing import evenly_spaced, sliding_windows
 
 Part = Literal["all", "train", "test"]
 
@@ -43,19 +40,6 @@ DECODED_CHECKS = 32
 _SHOWN_PROBLEMS = 5
 
 _log = logging.getLogger(__name__)
-
-
-def open_spec(
-    rows: Mapping[str, DatasetSpec], key: str, changes: Mapping[str, Any] | None = None
-) -> DatasetSpec:
-    """The row `key` with `changes` merged over it: `{"label_palette": {}, "label_values": {0: "water", …}}`.
-
-    Raises:
-        InputError: for an unknown dataset or key, or a value that does not fit.
-    """
-    if key not in rows:
-        raise InputError(f"no dataset {key!r}{nearest(key, rows)}", expected=f"one of {', '.join(rows)}")
-    return merge(rows[key], changes or {}, key)
 
 
 class OfficialDataset:
@@ -102,7 +86,7 @@ class OfficialDataset:
         self.spec, self.domain = spec, spec.domains[domain]
         self.root = Path(data_root).expanduser() / spec.folder
         self.classes: ClassTable = task.classes if task else class_table(spec.classes, spec.palette)
-        self._lookup = task.lookup(spec.key, spec.classes) if task else np.arange(256, dtype=np.uint8)
+        self._lookup = spec.lookup(task) if task else np.arange(256, dtype=np.uint8)
         values = {**dict(enumerate(spec.classes)), IGNORE_INDEX: "ignore"}
         has_own = spec.labels is not None
         self._labels = label_table(
@@ -161,9 +145,7 @@ class OfficialDataset:
             if place.label is not None:
                 _require_equal(place, (height, width), read_shape(place.label)[1:])
             samples += [
-                (i, Window(top, left, min(side, height), min(side, width)))
-                for top in tile_starts(height, side)
-                for left in tile_starts(width, side)
+                (i, Window.of(rows, columns)) for rows, columns in sliding_windows(height, width, side, side)
             ]
         return samples
 
@@ -290,11 +272,11 @@ class OfficialDataset:
         return self._lookup[decode_label(raw, self._labels, name=place.label)]
 
     def _check(self) -> None:
-        count = min(len(self), DECODED_CHECKS)
+        chosen = evenly_spaced(len(self), DECODED_CHECKS)
         problems: list[InputError] = []
-        for i in range(count):
+        for index in chosen:
             try:
-                self[i * len(self) // count]
+                self[index]
             except InputError as error:
                 problems.append(error)
         if len(problems) == 1:
@@ -305,7 +287,7 @@ class OfficialDataset:
             raise InputError(
                 "\n".join(
                     [
-                        f"{self.spec.key}: {len(problems)} of {count} samples looked at cannot be used",
+                        f"{self.spec.key}: {len(problems)} of {len(chosen)} samples looked at cannot be used",
                         *lines,
                         *([f"and {more} more"] if more > 0 else []),
                     ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossearth_sar.data.datasets.layouts import DatasetSpec, DomainSpec
+from crossearth_sar.data.datasets.spec import DatasetSpec, DomainSpec
 from crossearth_sar.errors import InputError
 
 READABLE = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")

@@ -1,4 +1,4 @@
-"""The ten sources of the pre-training set CrossEarth-SAR-200K: one row each, in the form of `specs.py`.
+"""The ten sources of the pre-training set CrossEarth-SAR-200K: one row each, as in `benchmarks.py`.
 
 Six have no labels of their own: a teacher's label maps, in the seven classes, lie in a folder beside them
 (`official.OfficialDataset`, `pseudo_labels`). Facts of the paper's table are kept with each row, and a test
@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from crossearth_sar.data.datasets.benchmarks import DDHR_SK, SEVEN_CLASSES
-from crossearth_sar.data.datasets.layouts import DatasetSpec, DomainSpec, LabelKind
+from crossearth_sar.data.datasets.benchmarks import DDHR_SK
+from crossearth_sar.data.datasets.spec import DatasetSpec, DomainSpec, LabelKind, same_names
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 
 _ALL = {"all": DomainSpec(regions=("all",))}
 _SAR_FOLDER = "file names and folders: a folder sar of image files is assumed"
@@ -162,6 +163,14 @@ PRETRAINING_SOURCES = {
                 classes=DDHR_SK.classes,
                 palette=DDHR_SK.palette,
                 label_values=DDHR_SK.label_values,
+                maps={
+                    "seven": {
+                        **same_names("building", "road", "water"),
+                        "greenery": "forest",
+                        "farmland": "agricultural",
+                        "other": "background",
+                    },
+                },
                 upsample=True,
                 unstated=("everything of its layout: that of DDHR-SK is assumed",),
             ),
@@ -179,6 +188,7 @@ PRETRAINING_SOURCES = {
                 ("images/*", "labels/*   indices of the seven classes"),
                 classes=SEVEN_CLASSES.names,
                 palette=SEVEN_CLASSES.palette,
+                maps={"seven": same_names(*SEVEN_CLASSES.names)},
                 unstated=("its layout, classes and encodings: indices of the seven classes are assumed",),
             ),
             resolution_m="0.5-1",
@@ -218,6 +228,20 @@ PRETRAINING_SOURCES = {
                     "human-built": (189, 183, 107),
                     "ignore": (0, 0, 0),
                 },
+                maps={
+                    "seven": {
+                        "water": "water",
+                        "bare soil": "barren",
+                        "road": "road",
+                        "industry": "building",
+                        "resident": "building",
+                        "vegetation": "forest",
+                        "woodland": "forest",
+                        "paddy": "agricultural",
+                        "planting": "agricultural",
+                        "human-built": "building",
+                    },
+                },
                 unstated=(
                     "file names and folders: images and labels of the same names are assumed",
                     "whether black marks unlabelled pixels: it does here",
@@ -247,6 +271,16 @@ PRETRAINING_SOURCES = {
                     "housing area",
                     "other",
                 ),
+                maps={
+                    "seven": {
+                        "industrial area": "building",
+                        "natural area": "forest",
+                        "land use area": "agricultural",
+                        "water area": "water",
+                        "housing area": "building",
+                        "other": "background",
+                    },
+                },
                 unstated=(
                     "file names and folders: one folder per channel and one of labels is assumed",
                     "the encoding of its six classes: indices in this order are assumed",

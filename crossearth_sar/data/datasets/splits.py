@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossearth_sar.data.datasets.layouts import PaperCounts
+from crossearth_sar.data.datasets.spec import PaperCounts
 from crossearth_sar.errors import InputError
 
 _FORMAT = "crossearth-sar split 1"

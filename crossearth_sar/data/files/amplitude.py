@@ -55,16 +55,20 @@ def to_amplitude(
             amplitude = np.where(valid, 10.0 ** (values / 20), 0.0)
         else:
             amplitude = np.sqrt(values) if kind == "intensity" else values
+    return _as_float32(amplitude, name)
+
+
+def _as_float32(amplitude: np.ndarray, name: object) -> np.ndarray:
     with np.errstate(over="ignore"):
-        amplitude = amplitude.astype(np.float32)
-    if not np.isfinite(amplitude).all():
+        narrow = amplitude.astype(np.float32)
+    if not np.isfinite(narrow).all():
         raise InputError(
             f"{name} has values that float32 cannot hold",
-            got=f"up to {np.abs(values).max():g}",
+            got=f"amplitudes up to {amplitude.max():g}",
             expected="amplitudes below 3e38",
             fix="divide the image by a constant",
         )
-    return amplitude
+    return narrow
 
 
 def _refuse_implausible(values: np.ndarray, kind: ValueKind, name: object) -> None:

@@ -86,6 +86,11 @@ def read_stored(path: Path, array_key: str | None, *, decode: bool) -> StoredIma
             expected=f"a whole {path.suffix} file",
             fix="pip install imagecodecs" if lacks_codec else "it is damaged or cut short: get it anew",
         ) from error
+    return _checked(stored, path)
+
+
+def _checked(stored: StoredImage, path: Path) -> StoredImage:
+    """Booleans as uint8; InputError where a file holds no image of numbers."""
     if len(stored.shape) not in (2, 3) or 0 in stored.shape:
         raise InputError(
             f"{path} is no image",

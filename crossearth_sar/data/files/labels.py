@@ -74,27 +74,13 @@ def label_table(
             fix=f"leave it out of classes and map its value to {IGNORE!r}",
         )
     if palette:
-        pairs = [(_pack(color), name) for name, colors in palette.items() for color in _colors(name, colors)]
-        repeated = {code for code, _ in pairs if sum(code == other for other, _ in pairs) > 1}
-        if repeated:
-            raise InputError(
-                "label_palette has a colour twice",
-                got=", ".join(_show(code, True) for code in sorted(repeated)),
-                expected="each colour once",
-            )
+        pairs = _palette_pairs(palette)
     elif values:
         pairs = list(values.items())
     else:
         pairs = [*enumerate(classes), (IGNORE_INDEX, IGNORE)]
     index_of = {name: i for i, name in enumerate(classes)} | {IGNORE: IGNORE_INDEX}
-    for _, name in pairs:
-        if name not in index_of:
-            where = "label_palette" if palette else "label_values"
-            raise InputError(
-                f"{where} names an unknown class {name!r}{nearest(name, index_of)}",
-                expected=f"one of {', '.join(index_of)}",
-                fix=f"correct {where} or classes",
-            )
+    _require_known([name for _, name in pairs], index_of, "label_palette" if palette else "label_values")
     pairs.sort()
     return LabelTable(
         tuple(code for code, _ in pairs),
@@ -102,6 +88,29 @@ def label_table(
         tuple(name for _, name in pairs),
         bool(palette),
     )
+
+
+def _require_known(names: Sequence[str], classes: Mapping[str, int], where: str) -> None:
+    for name in names:
+        if name not in classes:
+            raise InputError(
+                f"{where} names an unknown class {name!r}{nearest(name, classes)}",
+                expected=f"one of {', '.join(classes)}",
+                fix=f"correct {where} or classes",
+            )
+
+
+def _palette_pairs(palette: Mapping[str, RGB | Sequence[RGB]]) -> list[tuple[int, str]]:
+    """(packed colour, name) of every colour; InputError where one stands twice."""
+    pairs = [(_pack(color), name) for name, colors in palette.items() for color in _colors(name, colors)]
+    repeated = {code for code, _ in pairs if sum(code == other for other, _ in pairs) > 1}
+    if repeated:
+        raise InputError(
+            "label_palette has a colour twice",
+            got=", ".join(_show(code, True) for code in sorted(repeated)),
+            expected="each colour once",
+        )
+    return pairs
 
 
 def read_label(path: str | Path, table: LabelTable) -> np.ndarray:

@@ -30,6 +30,11 @@ class Window:
     height: int
     width: int
 
+    @classmethod
+    def of(cls, rows: slice, columns: slice) -> Window:
+        """The window of rows and columns as `spacing.sliding_windows` gives them."""
+        return cls(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+
     @property
     def slices(self) -> tuple[slice, slice]:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)

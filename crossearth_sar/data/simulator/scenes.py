@@ -25,16 +25,16 @@ import torch
 from numpy.typing import NDArray
 
 from crossearth_sar.config import from_mapping, require
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.data.sample import ClassTable, Origin, Sample
 from crossearth_sar.data.simulator.landcover import (
     BUILDING,
-    LAYOUTS,
     Floats,
     Integers,
     Landcover,
     draw_landcover,
 )
+from crossearth_sar.data.simulator.regions import LAYOUTS
 from crossearth_sar.data.simulator.scattering import (
     POINT_GAIN,
     SCATTERING,
@@ -58,32 +58,32 @@ Part = Literal["amplitude", "real", "imaginary"]
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorConfig:
-    """What is simulated, and how the radar sees it.
-
-    length: scenes in the dataset. image_size: pixels on a side. seed: another seed, other places.
-    region: land cover, its shapes and small shifts of its backscatter.
-    polarization: one channel, or "full", the mean intensity of all four.
-    band: carrier, from P (70 cm) to Ka (9 mm).
-    resolution_m: ground pixel spacing, metres; objects keep their size in metres.
-    looks: independent looks averaged in intensity; 1 is single-look complex.
-    nesz_db: noise-equivalent sigma0, dB: thermal noise added to every pixel.
-    incidence_deg: angle from the vertical; sets layover, shadow and the trend of sigma0.
-    texture_order: shape of the K distribution's gamma texture (small is rough); None or inf, none.
-    part: "amplitude", or |Re z| or |Im z| of a single-look complex scene.
-    """
+    """What is simulated, and how the radar sees it."""
 
     length: int = 256
+    """Scenes in the dataset."""
     image_size: int = 128
+    """Pixels on a side."""
     seed: int = 0
+    """Another seed, other places."""
     region: Region = "temperate_north"
+    """Land cover, its shapes and small shifts of its backscatter."""
     polarization: Polarization = "HH"
+    """One channel, or full: the mean intensity of all four."""
     band: Band = "C"
+    """Carrier, from P (70 cm) to Ka (9 mm)."""
     resolution_m: float = 3.0
+    """Ground pixel spacing in metres; objects keep their size in metres."""
     looks: int = 4
+    """Independent looks averaged in intensity; 1 is single-look complex."""
     nesz_db: float = -28.0
+    """Noise-equivalent sigma0 in dB: thermal noise added to every pixel."""
     incidence_deg: float = 38.0
+    """Angle from the vertical; sets layover, shadow and the trend of sigma0."""
     texture_order: float | None = 6.0
+    """Shape of the K distribution's gamma texture, small is rough; null or inf: none."""
     part: Part = "amplitude"
+    """The amplitude, or |Re z| or |Im z| of a single-look complex scene: real, imaginary."""
 
     def __post_init__(self) -> None:
         for name, hint in (

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable, Sample
+from crossearth_sar.decibels import to_db
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.figures.canvas import (
     MARGIN,
@@ -34,7 +35,6 @@ from crossearth_sar.evaluation.figures.canvas import (
     title_height,
 )
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
-from crossearth_sar.model import to_db
 
 Color = tuple[int, int, int]
 Pixels = NDArray[np.uint8]

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from crossearth_sar.config import from_mapping, read_yaml, to_mapping, write_yaml
-from crossearth_sar.data.datasets import folder
-from crossearth_sar.data.datasets.folder import FolderConfig, FolderScenes, tile_starts
+from crossearth_sar.data.datasets import folder_scenes
+from crossearth_sar.data.datasets.folder import FolderConfig
+from crossearth_sar.data.datasets.folder_scenes import FolderScenes
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.errors import InputError
 
@@ -214,9 +215,6 @@ def test_invalid_pixels_are_filled_and_ignored(tmp_path: Path) -> None:
 
 
 def test_tiles_cover_every_pixel_and_shift_inward(tmp_path: Path) -> None:
-    assert tile_starts(10, 4) == [0, 4, 6]
-    assert tile_starts(8, 4) == [0, 4]
-    assert tile_starts(3, 4) == [0]
     mapping = write_floods(tmp_path)
     whole, tiles = open_scenes(mapping), open_scenes(mapping, tile=16)
     assert len(tiles) == 3 * 3 * 4
@@ -306,7 +304,7 @@ def test_more_bands_than_the_model_reads(tmp_path: Path, monkeypatch: pytest.Mon
     message = refusal(mapping)
     assert "Ghana_1_S1Hand.tif has more bands than the model reads" in message
     assert "bands: [0]" in message
-    monkeypatch.setattr(folder, "DECODED_CHECKS", 0)
+    monkeypatch.setattr(folder_scenes, "DECODED_CHECKS", 0)
     assert "3 problems" in refusal(mapping), "headers of all are looked at"
     with pytest.raises(InputError, match="more bands than the model reads"):
         FolderScenes(from_mapping(FolderConfig, mapping), check=False)[0]
@@ -326,7 +324,7 @@ def test_large_sets_are_sampled_and_still_refuse_while_training(
     mapping = write_floods(tmp_path)
     tifffile.imwrite(tmp_path / "Labels" / "Mekong_2_LabelHand.tif", np.full((40, 50), 9, np.int16))
     assert "9 (2000 pixels)" in refusal(mapping)
-    monkeypatch.setattr(folder, "DECODED_CHECKS", 1)
+    monkeypatch.setattr(folder_scenes, "DECODED_CHECKS", 1)
     scenes = open_scenes(mapping)
     with pytest.raises(InputError, match=r"Mekong_2_LabelHand\.tif has values that stand for no class"):
         scenes[1]

@@ -16,9 +16,10 @@ from dataset_trees import write_trees
 from PIL import Image
 
 from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
-from crossearth_sar.data.datasets.class_maps import AIR_5, BUILDING_1, DDHR_6, FUSAR_5
-from crossearth_sar.data.datasets.layouts import DatasetSpec, DomainSpec
-from crossearth_sar.data.datasets.official import OfficialDataset, open_spec
+from crossearth_sar.data.datasets.official import OfficialDataset
+from crossearth_sar.data.datasets.published import open_spec
+from crossearth_sar.data.datasets.spec import DatasetSpec, DomainSpec
+from crossearth_sar.data.datasets.tasks import AIR_5, BUILDING_1, DDHR_6, FUSAR_5
 from crossearth_sar.data.files import windows
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.errors import InputError
@@ -39,9 +40,7 @@ def _own_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def opened(
     root: Path, key: str, domain: str, *, changes: dict[str, Any] | None = None, **more: Any
 ) -> OfficialDataset:
-    return OfficialDataset(
-        open_spec(BENCHMARK_DATASETS, key, changes), root, domain, splits=Path("splits"), **more
-    )
+    return OfficialDataset(open_spec(key, changes), root, domain, splits=Path("splits"), **more)
 
 
 def refusal(root: Path, key: str, domain: str, **more: Any) -> str:
@@ -141,7 +140,7 @@ def test_class_maps_drop_and_join(trees: Path) -> None:
     ]
     building = opened(trees, SARBUD, "SARBuD", task=BUILDING_1)[0]["mask"]
     assert set(building.unique().tolist()) == {0, 1}
-    assert AIR_5.dropped(AIR) == ("mountain",)
+    assert BENCHMARK_DATASETS[AIR].dropped("air5") == ("mountain",)
     with pytest.raises(InputError, match="no class map for 'WHU-OPT-SAR'"):
         opened(trees, WHU, "WHU-SAR", task=FUSAR_5)
 
@@ -323,9 +322,9 @@ def test_several_problems_come_together(tmp_path: Path) -> None:
 
 def test_unknown_names_and_rows_that_cannot_be(trees: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'SARBuD'"):
-        open_spec(BENCHMARK_DATASETS, "SARBUD")
+        open_spec("SARBUD")
     with pytest.raises(InputError, match="did you mean 'label_values'"):
-        open_spec(BENCHMARK_DATASETS, SARBUD, {"label_value": {}})
+        open_spec(SARBUD, {"label_value": {}})
     assert "did you mean 'North'" in refusal(trees, AIR, "Nort")
     good: dict[str, Any] = {
         "key": "x",

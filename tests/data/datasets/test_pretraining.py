@@ -9,9 +9,10 @@ import pytest
 from dataset_trees import save, speckle, stripes
 from PIL import Image
 
-from crossearth_sar.data.datasets.class_maps import SEVEN_CLASS_TASK
-from crossearth_sar.data.datasets.official import OfficialDataset, open_spec
+from crossearth_sar.data.datasets.official import OfficialDataset
 from crossearth_sar.data.datasets.pretraining import PRETRAINING_SOURCES
+from crossearth_sar.data.datasets.published import open_spec
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASS_TASK
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.errors import InputError
 
@@ -62,7 +63,7 @@ def test_pseudo_labels_mirror_the_images(key: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", LABELLED)
 def test_real_labels_become_the_seven_classes(key: str, tmp_path: Path) -> None:
-    spec = open_spec(ROWS, key)
+    spec = open_spec(key)
     image, label = LABELLED[key]
     codes = stripes(200, 200, len(spec.classes))
     if spec.label_palette:
@@ -75,7 +76,7 @@ def test_real_labels_become_the_seven_classes(key: str, tmp_path: Path) -> None:
     dataset = OfficialDataset(spec, tmp_path, "all", part="test", task=SEVEN_CLASS_TASK)
     assert len(dataset) == 1
     names = {dataset.classes.names[i] for i in dataset[0]["mask"].unique().tolist()}
-    assert names == set(SEVEN_CLASS_TASK.maps[key].values())
+    assert names == set(spec.maps["seven"].values())
 
 
 def test_channels_of_air_polsar_seg_1(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_channels_of_air_polsar_seg_1(tmp_path: Path) -> None:
     for k, channel in enumerate(("HH", "HV", "VH", "VV")):
         save(root / channel / "1.tif", np.full((96, 96), 10 * (k + 1), np.uint16))
     save(root / "gt" / "1.png", stripes(96, 96, 6))
-    spec = open_spec(ROWS, "AIR-PolSAR-Seg-1.0")
+    spec = open_spec("AIR-PolSAR-Seg-1.0")
     sample = OfficialDataset(spec, tmp_path, "all", task=SEVEN_CLASS_TASK)[0]
     assert sample["image"][:, 0, 0].tolist() == [10, 20, 40]
     assert OfficialDataset(spec, tmp_path, "VH")[0]["image"][:, 0, 0].tolist() == [30]

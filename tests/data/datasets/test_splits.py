@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
-from crossearth_sar.data.datasets.layouts import PaperCounts
+from crossearth_sar.data.datasets.spec import PaperCounts
 from crossearth_sar.data.datasets.splits import draw_split, stored_split, train_share
 from crossearth_sar.errors import InputError
 

@@ -9,7 +9,6 @@ from crossearth_sar.data.simulator.landcover import (
     AGRICULTURAL,
     BUILDING,
     FOREST,
-    LAYOUTS,
     ROAD,
     STOREY_M,
     WATER,
@@ -17,6 +16,7 @@ from crossearth_sar.data.simulator.landcover import (
     draw_landcover,
     smooth_noise,
 )
+from crossearth_sar.data.simulator.regions import LAYOUTS
 
 
 def draw(region: str, index: int, size: int = 128, resolution_m: float = 3.0) -> Landcover:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
-from crossearth_sar.data.simulator.landcover import BUILDING, FOREST, LAYOUTS, ROAD, WATER, Floats
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
+from crossearth_sar.data.simulator.landcover import BUILDING, FOREST, ROAD, WATER, Floats
+from crossearth_sar.data.simulator.regions import LAYOUTS
 from crossearth_sar.data.simulator.scattering import (
     FREQUENCY_GHZ,
     POINT_GAIN,

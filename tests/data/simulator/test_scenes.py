@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from crossearth_sar.config import from_mapping, merge, to_mapping
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.data.sample import SegmentationDataset
-from crossearth_sar.data.simulator.landcover import BUILDING, FOREST, LAYOUTS, WATER, Landcover
+from crossearth_sar.data.simulator.landcover import BUILDING, FOREST, WATER, Landcover
+from crossearth_sar.data.simulator.regions import LAYOUTS
 from crossearth_sar.data.simulator.scattering import POINT_GAIN, SCATTERING, mean_sigma0_db
 from crossearth_sar.data.simulator.scenes import (
     GAP_AXES,

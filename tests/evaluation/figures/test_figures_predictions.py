@@ -11,7 +11,7 @@ import torch
 from pictures import count_of, pixels
 from torch import Tensor
 
-from crossearth_sar.data.datasets.benchmarks import SEVEN_CLASSES, class_table
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES, class_table
 from crossearth_sar.data.sample import Sample
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.figures import colorize, neutral_color, prediction_figure
