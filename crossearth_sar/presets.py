@@ -9,6 +9,7 @@ from typing import Literal
 from crossearth_sar.config import require
 from crossearth_sar.decoder import DecoderConfig
 from crossearth_sar.errors import InputError, nearest
+from crossearth_sar.moe import ExpertSpec
 from crossearth_sar.moe.router import Gate
 from crossearth_sar.peft import EarthAdapterConfig
 from crossearth_sar.vit import ViTConfig
@@ -22,10 +23,12 @@ DESCRIPTOR_ORDER: tuple[DescriptorName, ...] = ("entropy", "enl", "roughness")
 class MoEConfig:
     """The sparse FFN of every block (METHOD sec. 2).
 
-    gate: "normalized" is the paper's; with one expert a token it sends the router no gradient of the task.
-        "straight_through" has the same values and does, and was no worse in any ablation
-        (bench/reports/ablations-sim-gates, -normalized): the default of whole models. The layer alone keeps
-        eq. (9).
+    gate: "normalized" is the paper's, eq. (9), and the default of the layer by itself (PhysicsGuidedMoE).
+        With one expert a token it is the constant 1, and sends the router no gradient of the task: the
+        balance loss alone trains it. "straight_through" has the same values and does send it, and was no
+        worse in any ablation (bench/reports/ablations-sim-gates, -normalized): hence the default of whole
+        models. "probability" is the plain probability, whose values differ from 1.
+    expert: what an expert is.
     descriptors: those the router sees; an empty tuple for a router without physics.
     standardize: running standardisation of the descriptors; False is the paper taken literally.
     balance_weight: of L_BC, per layer.
@@ -34,6 +37,7 @@ class MoEConfig:
     num_experts: int = 6
     top_k: int = 1
     gate: Gate = "straight_through"
+    expert: ExpertSpec = field(default_factory=ExpertSpec)
     descriptors: tuple[DescriptorName, ...] = DESCRIPTOR_ORDER
     standardize: bool = True
     balance_weight: float = 0.005

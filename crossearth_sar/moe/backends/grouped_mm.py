@@ -5,77 +5,45 @@ each is added as a row per token; nothing is fused. In bfloat16 on compute capab
 one grouped GEMM and never waits for the device. Everywhere else it loops over the experts, on a GPU after
 reading the offsets back; torch.compile knows it in bfloat16 only. Widths must be multiples of 16 bytes.
 
-T tokens, N routed rows, D dim, F hidden, E experts.
+N routed rows, E experts, E1 = E + 1, I and J: widths in and out of a product.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from crossearth_sar.errors import InputError
-from crossearth_sar.moe.activations import ACTIVATIONS
-from crossearth_sar.moe.dispatch import DispatchPlan, combine_rows, gather_rows
+from crossearth_sar.moe.backends.base import ComposingBackend, DispatchPlan, GroupedLinear
 
 GROUPED_MM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def grouped_mm_ffn(
-    x_TD: Tensor,
-    gate_A: Tensor | None,
-    plan: DispatchPlan,
-    w1_EFD: Tensor,
-    b1_EF: Tensor,
-    w2_EDF: Tensor,
-    b2_ED: Tensor,
-    activation: str,
-) -> Tensor:
-    """As `grouped_ffn`; (T, D) -> (T, D).
+class GroupedMM(ComposingBackend):
+    """See the module's docstring. Its linear map raises InputError for a dtype grouped_mm does not know."""
 
-    Raises:
-        InputError: for a dtype grouped_mm does not know.
-    """
-    if x_TD.dtype not in GROUPED_MM_DTYPES:
-        raise InputError(
-            "grouped_mm does not know this dtype",
-            got=x_TD.dtype,
-            expected=" | ".join(str(dtype) for dtype in GROUPED_MM_DTYPES),
-            fix="backend='auto' or 'reference' takes any",
-        )
-    ends = plan.offsets[1:]
+    name = "grouped_mm"
 
-    def product(rows_NP: Tensor, weight_EQP: Tensor) -> Tensor:
-        return F.grouped_mm(rows_NP, weight_EQP.transpose(1, 2), offs=ends)
+    def grouped_linear(self, plan: DispatchPlan, rows: int) -> GroupedLinear:
+        ends_E = plan.offsets[1:]
+        expert_N = expert_of_row(plan.offsets, rows)
 
-    return composed_ffn(product, x_TD, gate_A, plan, w1_EFD, b1_EF, w2_EDF, b2_ED, activation)
+        def linear(rows_NI: Tensor, weight_EJI: Tensor, bias_EJ: Tensor | None) -> Tensor:
+            if rows_NI.dtype not in GROUPED_MM_DTYPES:
+                raise InputError(
+                    "grouped_mm does not know this dtype",
+                    got=rows_NI.dtype,
+                    expected=" | ".join(str(dtype) for dtype in GROUPED_MM_DTYPES),
+                    fix="backend='auto' or 'reference' takes any",
+                )
+            rows_NJ = F.grouped_mm(rows_NI, weight_EJI.transpose(1, 2), offs=ends_E)
+            return rows_NJ if bias_EJ is None else rows_NJ + bias_EJ.index_select(0, expert_N)
+
+        return linear
 
 
-def composed_ffn(
-    product: Callable[[Tensor, Tensor], Tensor],
-    x_TD: Tensor,
-    gate_A: Tensor | None,
-    plan: DispatchPlan,
-    w1_EFD: Tensor,
-    b1_EF: Tensor,
-    w2_EDF: Tensor,
-    b2_ED: Tensor,
-    activation: str,
-) -> Tensor:
-    """`grouped_ffn` around a grouped GEMM: `product` takes (N, P) rows and (E, Q, P) weights to (N, Q)."""
-    grouped = plan.source_row is None
-    rows_ND = x_TD if grouped else gather_rows(x_TD, plan)
-    expert_N = expert_of_row(plan.offsets, rows_ND.shape[0])
-    hidden_NF = ACTIVATIONS[activation](product(rows_ND, w1_EFD) + b1_EF.index_select(0, expert_N))
-    out_ND = product(hidden_NF, w2_EDF) + b2_ED.index_select(0, expert_N)
-    if grouped:
-        return out_ND if gate_A is None else out_ND * gate_A[:, None]
-    return combine_rows(out_ND, gate_A, plan)
-
-
-def expert_of_row(offsets: Tensor, rows: int) -> Tensor:
+def expert_of_row(offsets_E1: Tensor, rows: int) -> Tensor:
     """(N,) the expert of each grouped row, without asking the device how many rows an expert has."""
-    row = torch.arange(rows, device=offsets.device, dtype=offsets.dtype)
-    return torch.searchsorted(offsets[1:], row, right=True)
+    row_N = torch.arange(rows, device=offsets_E1.device, dtype=offsets_E1.dtype)
+    return torch.searchsorted(offsets_E1[1:], row_N, right=True)
