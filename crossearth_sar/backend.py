@@ -11,6 +11,7 @@ import importlib.util
 import logging
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
@@ -32,6 +33,14 @@ class BackendStatus:
     reason: str
 
 
+class ExtensionStatus(NamedTuple):
+    """Whether the C++ extension can be used, the reason in words, and whether it has its CUDA half."""
+
+    usable: bool
+    reason: str
+    has_cuda: bool
+
+
 TRITON_MEASURED = False
 """Whether `make gpu-check` has passed on a GPU, with its report under bench/reports/. Until then the Triton
 kernels are proven by the interpreter and ahead-of-time compilation only, and "auto" does not choose them."""
@@ -46,10 +55,21 @@ AUTO_DTYPES = {
 """What "auto" gives the backends that are not for everything; other calls go to the reference."""
 
 
-def moe_backend_status(dim: int = 16, hidden_dim: int = 16) -> list[BackendStatus]:
-    """Every known MoE backend for experts of these widths, best first."""
+KERNEL_EXPERTS = "ffn"
+"""The one expert type that the Triton kernels know."""
+
+
+def moe_backend_status(
+    dim: int = 16, hidden_dim: int = 16, expert_kind: str = KERNEL_EXPERTS
+) -> list[BackendStatus]:
+    """Every known MoE backend for experts of these widths and this type, best first."""
     triton_usable, triton_reason = triton_status()
-    if dim % 16 or hidden_dim % 16:
+    if expert_kind != KERNEL_EXPERTS:
+        triton_usable, triton_reason = (
+            False,
+            f"its kernels are for experts of type 'ffn', not {expert_kind!r}",
+        )
+    elif dim % 16 or hidden_dim % 16:
         triton_usable, triton_reason = False, f"needs widths that 16 divides, not {dim} and {hidden_dim}"
     triton = BackendStatus("triton", triton_usable, triton_reason)
     grouped_mm = BackendStatus("grouped_mm", *_grouped_mm_status(dim, hidden_dim))
@@ -87,10 +107,10 @@ def _megablocks_status() -> tuple[bool, str]:
 def descriptor_backend_status(device_type: str = "cpu") -> list[BackendStatus]:
     """Every known descriptor backend for images on "cpu" or "cuda", best first."""
     reference = BackendStatus("reference", True, "pure torch, about twenty passes over the image")
-    usable, reason = extension_status()
+    usable, reason, has_cuda = extension_status()
     if device_type == "cpu" or not usable:
         return [BackendStatus("fused", usable, reason), reference]
-    if "C++ and CUDA" not in reason:
+    if not has_cuda:
         without = "the extension was built without CUDA (CROSSEARTH_BUILD=cuda needs nvcc)"
         return [BackendStatus("fused", False, without), reference]
     if FUSED_MEASURED_ON_GPU:
@@ -102,25 +122,26 @@ def descriptor_backend_status(device_type: str = "cpu") -> list[BackendStatus]:
 
 
 @cache
-def extension_status() -> tuple[bool, str]:
-    """(usable, reason) of the C++ extension, built from csrc/ at install."""
+def extension_status() -> ExtensionStatus:
+    """Of the C++ extension, built from csrc/ at install."""
     try:
         extension = importlib.import_module("crossearth_sar._descriptors")
     except ImportError as error:
-        return False, f"the C++ extension is not built ({error}): pip install . where a C++17 compiler is"
-    return (
-        True,
-        f"one pass over the image; {'C++ and CUDA' if extension.has_cuda else 'C++, built without CUDA'}",
-    )
+        reason = f"the C++ extension is not built ({error}): pip install . where a C++17 compiler is"
+        return ExtensionStatus(False, reason, False)
+    built = "C++ and CUDA" if extension.has_cuda else "C++, built without CUDA"
+    return ExtensionStatus(True, f"one pass over the image; {built}", bool(extension.has_cuda))
 
 
-def resolve_moe_backend(requested: str = "auto", dim: int = 16, hidden_dim: int = 16) -> str:
-    """The MoE backend that `requested` means here, for experts of these widths.
+def resolve_moe_backend(
+    requested: str = "auto", dim: int = 16, hidden_dim: int = 16, expert_kind: str = KERNEL_EXPERTS
+) -> str:
+    """The MoE backend that `requested` means here, for experts of these widths and this type.
 
     Raises:
         InputError: for an unknown name, or one asked for by name that does not work here.
     """
-    return _resolve("MoE", requested, tuple(moe_backend_status(dim, hidden_dim)))
+    return _resolve("MoE", requested, tuple(moe_backend_status(dim, hidden_dim, expert_kind)))
 
 
 def auto_moe_backend_for_call(resolved: str, device_type: str, dtype: torch.dtype) -> str:

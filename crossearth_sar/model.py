@@ -384,5 +384,6 @@ def _sparse_ffn(moe: MoEConfig, dim: int, hidden_dim: int) -> PhysicsGuidedMoE:
         top_k=moe.top_k,
         gate=moe.gate,
         num_descriptors=len(moe.descriptors),
+        expert=moe.expert,
         backend=moe.backend,
     )

@@ -9,6 +9,7 @@ from typing import Literal
 from crossearth_sar.config import require
 from crossearth_sar.decoder import DecoderConfig
 from crossearth_sar.errors import InputError, nearest
+from crossearth_sar.moe import ExpertSpec
 from crossearth_sar.moe.router import Gate
 from crossearth_sar.peft import EarthAdapterConfig
 from crossearth_sar.vit import ViTConfig
@@ -29,10 +30,13 @@ class MoEConfig:
     """Experts that a token goes to."""
 
     gate: Gate = "straight_through"
-    """normalized is the paper's; with one expert a token it sends the router no gradient of the task.
-    straight_through has the same values and does, and was no worse in any ablation
-    (bench/reports/ablations-sim-gates, -normalized): the default of whole models. The layer alone keeps
-    eq. (9)."""
+    """normalized is the paper's, eq. (9), and the layer's own default (PhysicsGuidedMoE): with one expert a
+    token it is the constant 1 and sends the router no gradient of the task, so that the balance loss alone
+    trains it. straight_through has the same values and does send it, and was no worse in any ablation
+    (bench/reports/ablations-sim-gates, -normalized): hence the default of whole models."""
+
+    expert: ExpertSpec = field(default_factory=ExpertSpec)
+    """What an expert is."""
 
     descriptors: tuple[DescriptorName, ...] = DESCRIPTOR_ORDER
     """Those the router sees; an empty list for a router without physics."""

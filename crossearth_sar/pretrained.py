@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from crossearth_sar.config import from_mapping
 from crossearth_sar.errors import InputError
-from crossearth_sar.moe import upcycle_state_dict
+from crossearth_sar.moe import ExpertSpec, upcycle_state_dict
+from crossearth_sar.moe.expert_types import FFN
 from crossearth_sar.presets import ModelConfig
 from crossearth_sar.vit import VisionTransformer
 from crossearth_sar.vit.dinov2_weights import (
@@ -79,17 +81,17 @@ def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0
     backbone = model.backbone
     assert isinstance(backbone, VisionTransformer)
     target = backbone.state_dict()
-    num_experts = config.moe.num_experts if config.moe else 1
-    if upcycles:  # shapes first, without the memory of all copies
-        with torch.device("meta"):
-            planned = upcycle_state_dict({k: torch.empty(v.shape) for k, v in state.items()}, num_experts)
-    else:
-        planned = state
+    planned = state
+    if config.moe is not None and upcycles:
+        _require_dense_activation(config.moe.expert, path)
+        upcycle = partial(upcycle_state_dict, num_experts=config.moe.num_experts, expert=config.moe.expert)
+        with torch.device("meta"):  # shapes first, without the memory of all copies
+            planned = upcycle({k: torch.empty(v.shape) for k, v in state.items()})
     require_fit(planned, target, f"weights {path}", may_lack=lambda key: _may_lack(key, upcycles))
     for key in list(state):
         part = {key: state.pop(key)}
         if upcycles:
-            part = upcycle_state_dict(part, num_experts, expert_noise=expert_noise, seed=seed)
+            part = upcycle(part, expert_noise=expert_noise, seed=seed)
         for name, value in part.items():
             with torch.no_grad():
                 target[name].copy_(value)
@@ -98,7 +100,8 @@ def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0
 
 
 def _may_lack(key: str, upcycles: bool) -> bool:
-    return key.startswith("adapter.") or (upcycles and ".mlp.router." in key)
+    new = (".mlp.router.", ".mlp.shared.") if upcycles else ()
+    return key.startswith("adapter.") or any(part in key for part in new)
 
 
 def _own_config(path: Path) -> ModelConfig | None:
@@ -132,12 +135,25 @@ def _require_same_function(own: ModelConfig, config: ModelConfig, path: Path) ->
     if own.moe and config.moe:
         pairs["moe.descriptors"] = (own.moe.descriptors, config.moe.descriptors)
         pairs["moe.standardize"] = (own.moe.standardize, config.moe.standardize)
+        pairs["moe.expert"] = (repr(own.moe.expert.make()), repr(config.moe.expert.make()))
     different = {key: values for key, values in pairs.items() if values[0] != values[1]}
     if different:
         raise InputError(
             f"weights {path} are of a model that computes something else",
             got=", ".join(f"{key} {theirs}" for key, (theirs, _) in different.items()),
             expected=", ".join(f"{key} {ours}" for key, (_, ours) in different.items()),
+        )
+
+
+def _require_dense_activation(expert: ExpertSpec, path: Path) -> None:
+    """Dense FFNs of DINOv2 and of this package are GELU's: upcycled «ffn» experts compute what they did."""
+    found = expert.make()
+    if isinstance(found, FFN) and found.activation != "gelu":
+        raise InputError(
+            f"dense weights {path} were trained with another activation than the experts",
+            got="gelu",
+            expected=found.activation,
+            fix="leave moe.expert.activation at its default",
         )
 
 

@@ -5,7 +5,8 @@
                          dgate[source_row] = sum_f dA act + dy . b2_e
     grouped_up_dgrad     dx = sum_k dpre w1_e                              scatter
 
-T tokens, K top-k, N = T K routed rows, E experts, D dim, F hidden; plan and grids as in grouped_forward.py.
+T tokens, K top-k, N = T K routed rows, A = N assignments in token order, E experts, E1 = E + 1, D dim,
+F hidden, M rows of an expert, S column parts, I any width; plan and grids as in grouped_forward.py.
 The weights are read as they lie: contiguous along the columns of these products, where the forward pass has
 them contiguous along the depth.
 
@@ -21,7 +22,6 @@ import triton.language as tl
 from torch import Tensor
 
 from crossearth_sar.kernels.activations import ACTIVATIONS, activate_with_derivative
-from crossearth_sar.kernels.ahead import AheadCase
 from crossearth_sar.kernels.grouped_forward import (
     grouped_constants,
     on_device_of,
@@ -30,7 +30,7 @@ from crossearth_sar.kernels.grouped_forward import (
     sum_over_k,
 )
 from crossearth_sar.kernels.ragged import locate_row_tile, max_row_tiles
-from crossearth_sar.kernels.tiles import DTYPES, Tiles, candidates, choose_tiles, current_arch
+from crossearth_sar.kernels.tiles import DTYPES, Tiles, choose_tiles, current_arch
 
 
 @triton.jit
@@ -211,54 +211,65 @@ def grouped_up_dgrad_kernel(
 
 
 def grouped_down_dgrad(
-    dy_TD: Tensor, source_row: Tensor | None, offsets: Tensor, w2: Tensor, b2: Tensor, gate: Tensor | None,
-    pre_NF: Tensor, *, top_k: int, activation: str, want_gate_grad: bool, tiles: Tiles | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    dy_TD: Tensor,
+    source_row_N: Tensor | None,
+    offsets_E1: Tensor,
+    w2_EDF: Tensor,
+    b2_ED: Tensor,
+    gate_A: Tensor | None,
+    pre_NF: Tensor,
+    *,
+    top_k: int,
+    activation: str,
+    want_gate_grad: bool,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """(dpre_NF, act_NF, dgate_A or None): back through the gate, the second GEMM and the activation.
 
     The arguments are those of a forward pass that has checked them, contiguous.
 
     Args:
-        dy_TD: (T, D) gradient of the layer's output; where source_row is None, (N, D) in grouped order.
-        w2: (E, D, F); b2: (E, D), of dy's dtype; b2 is read for dgate only.
-        gate: (N,) by assignment, or None for all ones.
+        dy_TD: (T, D) gradient of the layer's output; where source_row_N is None, (N, D) in grouped order.
+        w2_EDF, b2_ED: of dy's dtype; b2 is read for dgate only.
+        gate_A: (A,) by assignment, or None for all ones.
         pre_NF: (N, F) values before the activation, in grouped order.
         want_gate_grad: needs a gate; dgate has its dtype.
     """
-    rows, (experts, depth, columns) = pre_NF.shape[0], w2.shape
+    rows, (experts, depth, columns) = pre_NF.shape[0], w2_EDF.shape
     assert_fits(dy_TD, (rows // top_k, depth), dy_TD)
     assert_fits(pre_NF, (rows, columns), dy_TD)
-    assert_fits(w2, (experts, depth, columns), dy_TD)
-    assert_fits(b2, (experts, depth), dy_TD)
+    assert_fits(w2_EDF, (experts, depth, columns), dy_TD)
+    assert_fits(b2_ED, (experts, depth), dy_TD)
     assert activation in ACTIVATIONS
-    assert gate is None or (gate.shape == (rows,) and gate.is_contiguous())
-    assert gate is not None or not want_gate_grad
-    assert_plan(source_row, offsets, rows, experts, top_k)
+    assert gate_A is None or (gate_A.shape == (rows,) and gate_A.is_contiguous())
+    assert gate_A is not None or not want_gate_grad
+    assert_plan(source_row_N, offsets_E1, rows, experts, top_k)
     dpre_NF, act_NF = torch.empty_like(pre_NF), torch.empty_like(pre_NF)
-    dgate = torch.empty_like(gate) if gate is not None and want_gate_grad else None
+    dgate_A = torch.empty_like(gate_A) if gate_A is not None and want_gate_grad else None
     if rows == 0:
-        return dpre_NF, act_NF, dgate
+        return dpre_NF, act_NF, dgate_A
 
     def launch(tiles: Tiles) -> None:
         row_tiles = max_row_tiles(rows, experts, tiles.block_m)
         column_tiles = triton.cdiv(columns, tiles.block_n)
         parts = column_tiles * tiles.epilogue_parts
-        share = (
+        share_SN = (
             torch.empty((parts, rows), dtype=torch.float32, device=dy_TD.device)
-            if dgate is not None
+            if dgate_A is not None
             else None
         )
         grouped_down_dgrad_kernel[(row_tiles * column_tiles,)](
-            dy_TD, source_row, offsets, w2, gate, pre_NF, dpre_NF, act_NF, share, row_tiles, rows,
-            depth, columns, TOP_K=top_k, ACTIVATION=activation, **grouped_constants(tiles, experts, depth),
+            dy_TD, source_row_N, offsets_E1, w2_EDF, gate_A, pre_NF, dpre_NF, act_NF, share_SN, row_tiles,
+            rows, depth, columns, TOP_K=top_k, ACTIVATION=activation,
+            **grouped_constants(tiles, experts, depth),
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
-        if dgate is not None:
+        if dgate_A is not None:
             block_m, block_d = (64, 1024) if current_arch() == "interpreter" else (32, 128)
             gate_grad_kernel[(max_row_tiles(rows, experts, block_m),)](
-                dy_TD, source_row, offsets, b2, share, dgate, rows, parts, depth, TOP_K=top_k, E=experts,
-                E_POW2=triton.next_power_of_2(experts), BLOCK_M=block_m, BLOCK_D=block_d, BLOCK_PARTS=32,
-                num_warps=4,
+                dy_TD, source_row_N, offsets_E1, b2_ED, share_SN, dgate_A, rows, parts, depth,
+                TOP_K=top_k, E=experts, E_POW2=triton.next_power_of_2(experts), BLOCK_M=block_m,
+                BLOCK_D=block_d, BLOCK_PARTS=32, num_warps=4,
             )  # fmt: skip
 
     with on_device_of(dy_TD):
@@ -269,53 +280,72 @@ def grouped_down_dgrad(
                 dtype=dy_TD.dtype, arch=current_arch(), trial=launch,
             )
         )  # fmt: skip
-    return dpre_NF, act_NF, dgate
+    return dpre_NF, act_NF, dgate_A
 
 
 def grouped_down_dgrad_reference(
-    dy_TD: Tensor, source_row: Tensor | None, offsets: Tensor, w2: Tensor, b2: Tensor, gate: Tensor | None,
-    pre_NF: Tensor, *, top_k: int, activation: str, want_gate_grad: bool, tiles: Tiles | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    dy_TD: Tensor,
+    source_row_N: Tensor | None,
+    offsets_E1: Tensor,
+    w2_EDF: Tensor,
+    b2_ED: Tensor,
+    gate_A: Tensor | None,
+    pre_NF: Tensor,
+    *,
+    top_k: int,
+    activation: str,
+    want_gate_grad: bool,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """`grouped_down_dgrad` in plain torch; waits for the device, and ignores `tiles`."""
-    assignment = _assignments(source_row, pre_NF)
-    dy_ND = dy_TD[assignment // top_k]
-    counts = offsets.diff().tolist()
-    da_NF = torch.cat([dy @ w for dy, w in zip(dy_ND.split(counts), w2.unbind(0), strict=True)])
-    gated_NF = da_NF if gate is None else (da_NF * gate[assignment, None]).to(da_NF.dtype)
+    assignment_N = _assignments(source_row_N, pre_NF)
+    dy_ND = dy_TD[assignment_N // top_k]
+    counts = offsets_E1.diff().tolist()
+    da_NF = torch.cat(
+        [dy_MD @ w2_DF for dy_MD, w2_DF in zip(dy_ND.split(counts), w2_EDF.unbind(0), strict=True)]
+    )
+    gated_NF = da_NF if gate_A is None else (da_NF * gate_A[assignment_N, None]).to(da_NF.dtype)
     with torch.enable_grad():
-        pre = pre_NF.detach().requires_grad_()
-        act = ACTIVATIONS[activation](pre)
-        (dpre_NF,) = torch.autograd.grad(act, pre, gated_NF)
-    act_NF = act.detach()
-    if gate is None or not want_gate_grad:
+        leaf_NF = pre_NF.detach().requires_grad_()
+        act_NF = ACTIVATIONS[activation](leaf_NF)
+        (dpre_NF,) = torch.autograd.grad(act_NF, leaf_NF, gated_NF)
+    act_NF = act_NF.detach()
+    if gate_A is None or not want_gate_grad:
         return dpre_NF, act_NF, None
     exact = torch.promote_types(dy_TD.dtype, torch.float32)
-    expert = torch.repeat_interleave(torch.arange(len(counts), device=offsets.device), offsets.diff())
-    dgate_N = (da_NF.to(exact) * act_NF.to(exact)).sum(1) + (dy_ND.to(exact) * b2.to(exact)[expert]).sum(1)
-    return dpre_NF, act_NF, torch.zeros_like(gate).index_copy(0, assignment, dgate_N.to(gate.dtype))
+    expert_N = torch.repeat_interleave(torch.arange(len(counts), device=offsets_E1.device), offsets_E1.diff())
+    dgate_N = (da_NF.to(exact) * act_NF.to(exact)).sum(1) + (dy_ND.to(exact) * b2_ED.to(exact)[expert_N]).sum(
+        1
+    )
+    return dpre_NF, act_NF, torch.zeros_like(gate_A).index_copy(0, assignment_N, dgate_N.to(gate_A.dtype))
 
 
 def grouped_up_dgrad(
-    dpre_NF: Tensor, source_row: Tensor | None, offsets: Tensor, w1: Tensor, *, top_k: int,
+    dpre_NF: Tensor,
+    source_row_N: Tensor | None,
+    offsets_E1: Tensor,
+    w1_EFD: Tensor,
+    *,
+    top_k: int,
     tiles: Tiles | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """dx_TD: back through the first GEMM, in token order and summed over k.
 
     Args:
         dpre_NF: (N, F) rows in grouped order.
-        source_row: (N,) int32, or None (then dx keeps the grouped order).
-        w1: (E, F, D), of dpre's dtype.
+        source_row_N: (N,) int32, or None (then dx keeps the grouped order).
+        w1_EFD: of dpre's dtype.
     """
-    rows, (experts, depth, columns) = dpre_NF.shape[0], w1.shape
+    rows, (experts, depth, columns) = dpre_NF.shape[0], w1_EFD.shape
     assert_fits(dpre_NF, (rows, depth), dpre_NF)
-    assert_fits(w1, (experts, depth, columns), dpre_NF)
-    assert_plan(source_row, offsets, rows, experts, top_k)
+    assert_fits(w1_EFD, (experts, depth, columns), dpre_NF)
+    assert_plan(source_row_N, offsets_E1, rows, experts, top_k)
     dx_AD = torch.empty((rows, columns), dtype=dpre_NF.dtype, device=dpre_NF.device)
 
     def launch(tiles: Tiles) -> None:
         row_tiles = max_row_tiles(rows, experts, tiles.block_m)
         grouped_up_dgrad_kernel[(row_tiles * triton.cdiv(columns, tiles.block_n),)](
-            dpre_NF, source_row, offsets, w1, dx_AD, row_tiles, depth, columns,
+            dpre_NF, source_row_N, offsets_E1, w1_EFD, dx_AD, row_tiles, depth, columns,
             **grouped_constants(tiles, experts, depth),
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
@@ -333,14 +363,19 @@ def grouped_up_dgrad(
 
 
 def grouped_up_dgrad_reference(
-    dpre_NF: Tensor, source_row: Tensor | None, offsets: Tensor, w1: Tensor, *, top_k: int,
+    dpre_NF: Tensor,
+    source_row_N: Tensor | None,
+    offsets_E1: Tensor,
+    w1_EFD: Tensor,
+    *,
+    top_k: int,
     tiles: Tiles | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """`grouped_up_dgrad` in plain torch; waits for the device, and ignores `tiles`."""
-    parts = zip(dpre_NF.split(offsets.diff().tolist()), w1.unbind(0), strict=True)
-    dx_ND = torch.cat([dpre @ w for dpre, w in parts])
+    parts = zip(dpre_NF.split(offsets_E1.diff().tolist()), w1_EFD.unbind(0), strict=True)
+    dx_ND = torch.cat([dpre_MF @ w1_FD for dpre_MF, w1_FD in parts])
     return sum_over_k(
-        dx_ND.new_zeros(dx_ND.shape).index_copy(0, _assignments(source_row, dpre_NF), dx_ND), top_k
+        dx_ND.new_zeros(dx_ND.shape).index_copy(0, _assignments(source_row_N, dpre_NF), dx_ND), top_k
     )
 
 
@@ -353,85 +388,17 @@ def assert_fits(tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
     assert tensor.is_contiguous(), f"strides {tensor.stride()}"
 
 
-def assert_plan(source_row: Tensor | None, offsets: Tensor, rows: int, experts: int, top_k: int) -> None:
+def assert_plan(source_row_N: Tensor | None, offsets_E1: Tensor, rows: int, experts: int, top_k: int) -> None:
     """The routing plan has the shapes and types of the contract in grouped_forward.py."""
-    assert offsets.shape == (experts + 1,)
-    assert offsets.dtype == torch.int32
-    if source_row is None:
+    assert offsets_E1.shape == (experts + 1,)
+    assert offsets_E1.dtype == torch.int32
+    if source_row_N is None:
         assert top_k == 1
     else:
-        assert source_row.shape == (rows,)
-        assert source_row.dtype == torch.int32
+        assert source_row_N.shape == (rows,)
+        assert source_row_N.dtype == torch.int32
         assert rows % top_k == 0
 
 
-def _assignments(source_row: Tensor | None, rows_in: Tensor) -> Tensor:
-    return torch.arange(len(rows_in), device=rows_in.device) if source_row is None else source_row.long()
-
-
-def ahead_cases(arch: str) -> list[AheadCase]:
-    """Every shipped configuration in bf16, with routing and gate and without; one in fp16; fp32."""
-    cases = []
-    for kernel in ("grouped_down_dgrad", "grouped_up_dgrad"):
-        shipped = [c.tiles for c in candidates(kernel, "bf16", arch)]
-        cases += [_ahead_case(kernel, tiles, "bf16") for tiles in shipped]
-        cases += [_ahead_case(kernel, shipped[0], "fp16")]
-        cases += [_ahead_case(kernel, tiles, "bf16", bare=True) for tiles in shipped]
-        cases += [_ahead_case(kernel, c.tiles, "fp32") for c in candidates(kernel, "fp32", arch)]
-    first = candidates("grouped_down_dgrad", "bf16", arch)[0].tiles
-    cases += [_ahead_case("grouped_down_dgrad", first, "bf16", activation=a) for a in ("gelu_tanh", "relu")]
-    return [*cases, _gate_grad_case("bf16"), _gate_grad_case("fp32")]
-
-
-def _ahead_case(
-    kernel_name: str, tiles: Tiles, dtype: str, *, bare: bool = False, activation: str = "gelu"
-) -> AheadCase:
-    """`bare`: no routing, no gate and no gate gradient, and a depth that the block does not divide."""
-    constants = grouped_constants(tiles, 6, tiles.block_k if not bare else tiles.block_k + 16)
-    operand = f"*{dtype}"
-    signature = {
-        "source_row_ptr": "*i32", "offsets_ptr": "*i32", "weight_ptr": operand, "dpre_ptr": operand,
-        "row_tiles": "i32", "D": "i32", "F": "i32",
-    }  # fmt: skip
-    absent: tuple[str, ...] = ("source_row_ptr",)
-    label = ""
-    if kernel_name == "grouped_down_dgrad":
-        kernel = grouped_down_dgrad_kernel
-        signature |= dict.fromkeys(("dy_ptr", "pre_ptr", "act_ptr"), operand)
-        signature |= {"gate_ptr": "*fp32", "share_ptr": "*fp32", "rows": "i32"}
-        constants |= {"TOP_K": 1, "ACTIVATION": activation}
-        label = f" {activation}"
-        absent += ("gate_ptr", "share_ptr")
-    else:
-        kernel = grouped_up_dgrad_kernel
-        signature |= {"dx_ptr": operand}
-    for name in absent if bare else ():
-        del signature[name]
-        constants[name] = None
-    return AheadCase(
-        name=f"{kernel_name} {dtype} {tiles.label}{' bare' if bare else ''}{label}",
-        kernel=kernel,
-        signature=signature,
-        constexprs=constants,
-        tiles=tiles,
-        dtype=dtype,
-        divisible_by_16=("D", "F"),
-        wants_mma=dtype != "fp32",
-    )
-
-
-def _gate_grad_case(dtype: str) -> AheadCase:
-    operand = f"*{dtype}"
-    return AheadCase(
-        name=f"gate_grad {dtype}",
-        kernel=gate_grad_kernel,
-        signature={
-            "dy_ptr": operand, "source_row_ptr": "*i32", "offsets_ptr": "*i32", "bias_ptr": operand,
-            "share_ptr": "*fp32", "dgate_ptr": "*fp32", "rows": "i32", "parts": "i32", "D": "i32",
-        },
-        constexprs={"TOP_K": 1, "E": 6, "E_POW2": 8, "BLOCK_M": 32, "BLOCK_D": 128, "BLOCK_PARTS": 32},
-        tiles=Tiles(block_m=32, block_n=128, block_k=32, num_warps=4, num_stages=3),
-        dtype=dtype,
-        divisible_by_16=("D",),
-        wants_mma=False,
-    )  # fmt: skip
+def _assignments(source_row_N: Tensor | None, rows_NI: Tensor) -> Tensor:
+    return torch.arange(len(rows_NI), device=rows_NI.device) if source_row_N is None else source_row_N.long()

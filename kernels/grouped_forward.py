@@ -3,10 +3,11 @@
     grouped_up      act_NF = act(x[source_row // K] w1_e^T + b1_e)         gather, bias, activation
     grouped_down    y_TD   = sum_k gate * (act w2_e^T + b2_e)              bias, gate, scatter
 
-T tokens, K top-k, N = T K routed rows, E experts, D dim, F hidden. Row n of the grouped order belongs to the
-expert e with offsets[e] <= n < offsets[e + 1] and is assignment source_row[n] = token * K + k. Products
-accumulate in fp32; nothing is atomic, so the same input gives the same bits. The host never learns a length:
-see ragged.py.
+T tokens, K top-k, N = T K routed rows, A = N assignments in token order, E experts, E1 = E + 1, D dim,
+F hidden, M rows of an expert, R rows of either order, I and J widths in and out of a product. Row n of the
+grouped order belongs to the expert e with offsets[e] <= n < offsets[e + 1] and is assignment source_row[n] =
+token * K + k. Products accumulate in fp32; nothing is atomic, so the same input gives the same bits. The host
+never learns a length: see ragged.py.
 
 Each launcher has a torch reference of the same signature, which loops over the experts on the host.
 """
@@ -23,9 +24,8 @@ from torch import Tensor
 
 from crossearth_sar.errors import InputError
 from crossearth_sar.kernels.activations import ACTIVATIONS, activate
-from crossearth_sar.kernels.ahead import AheadCase
 from crossearth_sar.kernels.ragged import locate_row_tile, max_row_tiles
-from crossearth_sar.kernels.tiles import DTYPES, Tiles, candidates, choose_tiles, current_arch
+from crossearth_sar.kernels.tiles import DTYPES, Tiles, choose_tiles, current_arch
 
 MAX_EXPERTS = 64
 
@@ -191,23 +191,31 @@ def grouped_down_kernel(
 
 
 def grouped_up(
-    x_TD: Tensor, source_row: Tensor | None, offsets: Tensor, w1: Tensor, b1: Tensor, *, top_k: int,
-    activation: str, save_pre: bool, tiles: Tiles | None = None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    x_TD: Tensor,
+    source_row_N: Tensor | None,
+    offsets_E1: Tensor,
+    w1_EFD: Tensor,
+    b1_EF: Tensor,
+    *,
+    top_k: int,
+    activation: str,
+    save_pre: bool,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """(act_NF, pre_NF or None): the first GEMM over the rows of each expert, in grouped order.
 
     Args:
         x_TD: (T, D) tokens, fp32, bf16 or fp16; where source_row is None, (N, D) rows already grouped.
-        source_row: (N,) int32, or None (then top_k is 1).
-        offsets: (E + 1,) int32 on the device.
-        w1: (E, F, D); b1: (E, F), of x's dtype.
+        source_row_N: (N,) int32, or None (then top_k is 1).
+        offsets_E1: (E + 1,) int32 on the device.
+        w1_EFD, b1_EF: of x's dtype.
         save_pre: whether the values before the activation are wanted (for the backward pass).
 
     Raises:
         InputError: for shapes, types or devices that do not fit.
     """
     rows, experts, columns, depth = check_grouped(
-        x_TD, source_row, offsets, w1, b1, top_k=top_k, rows=None, names=("x", "w1", "b1")
+        x_TD, source_row_N, offsets_E1, w1_EFD, b1_EF, top_k=top_k, rows=None, names=("x", "w1", "b1")
     )
     _check_activation(activation)
     act_NF = torch.empty((rows, columns), dtype=x_TD.dtype, device=x_TD.device)
@@ -218,7 +226,7 @@ def grouped_up(
     def launch(tiles: Tiles) -> None:
         row_tiles = max_row_tiles(rows, experts, tiles.block_m)
         grouped_up_kernel[(row_tiles * triton.cdiv(columns, tiles.block_n),)](
-            x_TD, source_row, offsets, w1, b1, act_NF, pre_NF, row_tiles, depth, columns,
+            x_TD, source_row_N, offsets_E1, w1_EFD, b1_EF, act_NF, pre_NF, row_tiles, depth, columns,
             TOP_K=top_k, ACTIVATION=activation, **grouped_constants(tiles, experts, depth),
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
@@ -235,43 +243,67 @@ def grouped_up(
 
 
 def grouped_up_reference(
-    x_TD: Tensor, source_row: Tensor | None, offsets: Tensor, w1: Tensor, b1: Tensor, *, top_k: int,
-    activation: str, save_pre: bool, tiles: Tiles | None = None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    x_TD: Tensor,
+    source_row_N: Tensor | None,
+    offsets_E1: Tensor,
+    w1_EFD: Tensor,
+    b1_EF: Tensor,
+    *,
+    top_k: int,
+    activation: str,
+    save_pre: bool,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """`grouped_up` in plain torch; waits for the device, and ignores `tiles`."""
-    check_grouped(x_TD, source_row, offsets, w1, b1, top_k=top_k, rows=None, names=("x", "w1", "b1"))
+    check_grouped(
+        x_TD, source_row_N, offsets_E1, w1_EFD, b1_EF, top_k=top_k, rows=None, names=("x", "w1", "b1")
+    )
     _check_activation(activation)
-    rows_ND = x_TD if source_row is None else x_TD[source_row.long() // top_k]
-    pre_NF = _linear_by_expert(rows_ND, offsets, w1, b1)
+    rows_ND = x_TD if source_row_N is None else x_TD[source_row_N.long() // top_k]
+    pre_NF = _linear_by_expert(rows_ND, offsets_E1, w1_EFD, b1_EF)
     return ACTIVATIONS[activation](pre_NF), pre_NF if save_pre else None
 
 
 def grouped_down(
-    act_NF: Tensor, source_row: Tensor | None, offsets: Tensor, w2: Tensor, b2: Tensor, gate: Tensor | None,
-    *, top_k: int, tiles: Tiles | None = None,
-) -> Tensor:  # fmt: skip
+    act_NF: Tensor,
+    source_row_N: Tensor | None,
+    offsets_E1: Tensor,
+    w2_EDF: Tensor,
+    b2_ED: Tensor,
+    gate_A: Tensor | None,
+    *,
+    top_k: int,
+    tiles: Tiles | None = None,
+) -> Tensor:
     """y_TD: the second GEMM, gated, back in token order and summed over k.
 
     Args:
         act_NF: (N, F) rows in grouped order.
-        source_row: (N,) int32, or None (then top_k is 1 and y keeps the grouped order).
-        offsets: (E + 1,) int32 on the device.
-        w2: (E, D, F); b2: (E, D), of act's dtype.
-        gate: (N,) by assignment, any of the three dtypes; None for all ones.
+        source_row_N: (N,) int32, or None (then top_k is 1 and y keeps the grouped order).
+        offsets_E1: (E + 1,) int32 on the device.
+        w2_EDF, b2_ED: of act's dtype.
+        gate_A: (A,) by assignment, any of the three dtypes; None for all ones.
 
     Raises:
         InputError: for shapes, types or devices that do not fit.
     """
     rows, experts, columns, depth = check_grouped(
-        act_NF, source_row, offsets, w2, b2, top_k=top_k, rows=act_NF.shape[0], names=("act", "w2", "b2")
+        act_NF,
+        source_row_N,
+        offsets_E1,
+        w2_EDF,
+        b2_ED,
+        top_k=top_k,
+        rows=act_NF.shape[0],
+        names=("act", "w2", "b2"),
     )
-    check_gate(gate, rows, act_NF)
+    check_gate(gate_A, rows, act_NF)
     y_AD = torch.empty((rows, columns), dtype=act_NF.dtype, device=act_NF.device)
 
     def launch(tiles: Tiles) -> None:
         row_tiles = max_row_tiles(rows, experts, tiles.block_m)
         grouped_down_kernel[(row_tiles * triton.cdiv(columns, tiles.block_n),)](
-            act_NF, source_row, offsets, w2, b2, gate, y_AD, row_tiles, depth, columns,
+            act_NF, source_row_N, offsets_E1, w2_EDF, b2_ED, gate_A, y_AD, row_tiles, depth, columns,
             **grouped_constants(tiles, experts, depth),
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
@@ -289,17 +321,26 @@ def grouped_down(
 
 
 def grouped_down_reference(
-    act_NF: Tensor, source_row: Tensor | None, offsets: Tensor, w2: Tensor, b2: Tensor, gate: Tensor | None,
-    *, top_k: int, tiles: Tiles | None = None,
-) -> Tensor:  # fmt: skip
+    act_NF: Tensor,
+    source_row_N: Tensor | None,
+    offsets_E1: Tensor,
+    w2_EDF: Tensor,
+    b2_ED: Tensor,
+    gate_A: Tensor | None,
+    *,
+    top_k: int,
+    tiles: Tiles | None = None,
+) -> Tensor:
     """`grouped_down` in plain torch; waits for the device, and ignores `tiles`."""
     rows = act_NF.shape[0]
-    check_grouped(act_NF, source_row, offsets, w2, b2, top_k=top_k, rows=rows, names=("act", "w2", "b2"))
-    check_gate(gate, rows, act_NF)
-    y_ND = _linear_by_expert(act_NF, offsets, w2, b2)
-    y_AD = y_ND if source_row is None else torch.zeros_like(y_ND).index_copy(0, source_row.long(), y_ND)
-    if gate is not None:
-        y_AD = (y_AD * gate[:, None]).to(y_ND.dtype)
+    check_grouped(
+        act_NF, source_row_N, offsets_E1, w2_EDF, b2_ED, top_k=top_k, rows=rows, names=("act", "w2", "b2")
+    )
+    check_gate(gate_A, rows, act_NF)
+    y_ND = _linear_by_expert(act_NF, offsets_E1, w2_EDF, b2_ED)
+    y_AD = y_ND if source_row_N is None else torch.zeros_like(y_ND).index_copy(0, source_row_N.long(), y_ND)
+    if gate_A is not None:
+        y_AD = (y_AD * gate_A[:, None]).to(y_ND.dtype)
     return sum_over_k(y_AD, top_k)
 
 
@@ -314,54 +355,61 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def check_grouped(
-    rows_in: Tensor, source_row: Tensor | None, offsets: Tensor, weight: Tensor, bias: Tensor, *, top_k: int,
-    rows: int | None, names: tuple[str, str, str],
-) -> tuple[int, int, int, int]:  # fmt: skip
-    """(N, E, columns, depth) of a product of `rows_in` (., depth) with `weight` (E, columns, depth).
+    rows_RI: Tensor,
+    source_row_N: Tensor | None,
+    offsets_E1: Tensor,
+    weight_EJI: Tensor,
+    bias_EJ: Tensor,
+    *,
+    top_k: int,
+    rows: int | None,
+    names: tuple[str, str, str],
+) -> tuple[int, int, int, int]:
+    """(N, E, columns, depth) of a product of `rows_RI` (., depth) with `weight_EJI` (E, columns, depth).
 
-    `rows` is N where rows_in is in grouped order already, else None: N follows from source_row. Reads no
+    `rows` is N where rows_RI is in grouped order already, else None: N follows from source_row_N. Reads no
     value from the device.
 
     Raises:
         InputError: for the first thing that does not fit.
     """
     name, weight_name, bias_name = names
-    if rows_in.dtype not in DTYPES:
-        raise InputError(f"{name}'s dtype", got=rows_in.dtype, expected=" | ".join(map(str, DTYPES)))
-    if weight.dim() != 3 or weight.shape[0] > MAX_EXPERTS or weight.shape[0] == 0:
+    if rows_RI.dtype not in DTYPES:
+        raise InputError(f"{name}'s dtype", got=rows_RI.dtype, expected=" | ".join(map(str, DTYPES)))
+    if weight_EJI.dim() != 3 or weight_EJI.shape[0] > MAX_EXPERTS or weight_EJI.shape[0] == 0:
         raise InputError(
-            f"{weight_name}'s shape", got=tuple(weight.shape), expected="(1 .. 64 experts, out, in)"
+            f"{weight_name}'s shape", got=tuple(weight_EJI.shape), expected="(1 .. 64 experts, out, in)"
         )
-    experts, columns, depth = weight.shape
+    experts, columns, depth = weight_EJI.shape
     if columns % 16 or depth % 16 or columns == 0 or depth == 0:
         raise InputError(
-            f"{weight_name}'s shape", got=tuple(weight.shape), expected="multiples of 16 in both dims"
+            f"{weight_name}'s shape", got=tuple(weight_EJI.shape), expected="multiples of 16 in both dims"
         )
-    if not 1 <= top_k <= 4 or (source_row is None and top_k != 1):
+    if not 1 <= top_k <= 4 or (source_row_N is None and top_k != 1):
         raise InputError("top_k", got=top_k, expected="1 .. 4, and 1 where source_row is None")
-    tokens = rows_in.shape[0]
+    tokens = rows_RI.shape[0]
     total = rows if rows is not None else tokens * top_k
     expected = {
-        name: (rows_in, (tokens, depth), rows_in.dtype),
-        weight_name: (weight, (experts, columns, depth), rows_in.dtype),
-        bias_name: (bias, (experts, columns), rows_in.dtype),
-        "offsets": (offsets, (experts + 1,), torch.int32),
-        "source_row": (source_row, (total,), torch.int32),
+        name: (rows_RI, (tokens, depth), rows_RI.dtype),
+        weight_name: (weight_EJI, (experts, columns, depth), rows_RI.dtype),
+        bias_name: (bias_EJ, (experts, columns), rows_RI.dtype),
+        "offsets": (offsets_E1, (experts + 1,), torch.int32),
+        "source_row": (source_row_N, (total,), torch.int32),
     }
     for label, (tensor, shape, dtype) in expected.items():
         if tensor is not None:
-            _check_tensor(label, tensor, shape, dtype, rows_in.device)
+            _check_tensor(label, tensor, shape, dtype, rows_RI.device)
     if total % top_k:
         raise InputError("rows", got=total, expected=f"a multiple of top_k = {top_k}")
     return total, experts, columns, depth
 
 
-def check_gate(gate: Tensor | None, rows: int, like: Tensor) -> None:
-    """Raises InputError unless `gate` is None or (rows,) of a known dtype on like's device."""
-    if gate is not None:
-        if gate.dtype not in DTYPES:
-            raise InputError("gate's dtype", got=gate.dtype, expected=" | ".join(map(str, DTYPES)))
-        _check_tensor("gate", gate, (rows,), gate.dtype, like.device)
+def check_gate(gate_A: Tensor | None, rows: int, like: Tensor) -> None:
+    """Raises InputError unless `gate_A` is None or (rows,) of a known dtype on like's device."""
+    if gate_A is not None:
+        if gate_A.dtype not in DTYPES:
+            raise InputError("gate's dtype", got=gate_A.dtype, expected=" | ".join(map(str, DTYPES)))
+        _check_tensor("gate", gate_A, (rows,), gate_A.dtype, like.device)
 
 
 def _check_tensor(
@@ -381,10 +429,10 @@ def _check_activation(activation: str) -> None:
         raise InputError("activation", got=repr(activation), expected=" | ".join(ACTIVATIONS))
 
 
-def _linear_by_expert(rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    counts = offsets.diff().tolist()
-    parts = zip(rows.split(counts), weight.unbind(0), bias.unbind(0), strict=True)
-    return torch.cat([F.linear(part, w, b) for part, w, b in parts])
+def _linear_by_expert(rows_NI: Tensor, offsets_E1: Tensor, weight_EJI: Tensor, bias_EJ: Tensor) -> Tensor:
+    counts = offsets_E1.diff().tolist()
+    parts = zip(rows_NI.split(counts), weight_EJI.unbind(0), bias_EJ.unbind(0), strict=True)
+    return torch.cat([F.linear(rows_MI, weight_JI, bias_J) for rows_MI, weight_JI, bias_J in parts])
 
 
 def grouped_constants(tiles: Tiles, experts: int, depth: int) -> dict[str, object]:
@@ -399,52 +447,3 @@ def grouped_constants(tiles: Tiles, experts: int, depth: int) -> dict[str, objec
         "GROUP_M": tiles.group_m,
         "PARTS": tiles.epilogue_parts,
     }
-
-
-def ahead_cases(arch: str) -> list[AheadCase]:
-    """Every shipped configuration in bf16, the first also in fp16 and with masked depth, and all of fp32."""
-    cases = []
-    for kernel in ("grouped_up", "grouped_down"):
-        shipped = [c.tiles for c in candidates(kernel, "bf16", arch)]
-        cases += [_ahead_case(kernel, tiles, "bf16") for tiles in shipped]
-        cases += [_ahead_case(kernel, shipped[0], "fp16")]
-        cases += [_ahead_case(kernel, tiles, "bf16", bare=True) for tiles in shipped]
-        cases += [_ahead_case(kernel, c.tiles, "fp32") for c in candidates(kernel, "fp32", arch)]
-    return cases
-
-
-def _ahead_case(kernel_name: str, tiles: Tiles, dtype: str, *, bare: bool = False) -> AheadCase:
-    """`bare`: no routing, no gate, nothing saved, and a depth that the block does not divide."""
-    constants = grouped_constants(tiles, 6, tiles.block_k if not bare else tiles.block_k + 16)
-    operand = f"*{dtype}"
-    signature = {
-        "source_row_ptr": "*i32",
-        "offsets_ptr": "*i32",
-        "weight_ptr": operand,
-        "bias_ptr": operand,
-        "row_tiles": "i32",
-        "D": "i32",
-        "F": "i32",
-    }
-    if kernel_name == "grouped_up":
-        kernel = grouped_up_kernel
-        signature |= {"x_ptr": operand, "act_ptr": operand, "pre_ptr": operand}
-        constants |= {"TOP_K": 1, "ACTIVATION": "gelu"}
-        absent = ("source_row_ptr", "pre_ptr")
-    else:
-        kernel = grouped_down_kernel
-        signature |= {"act_ptr": operand, "y_ptr": operand, "gate_ptr": "*fp32"}
-        absent = ("source_row_ptr", "gate_ptr")
-    for name in absent if bare else ():
-        del signature[name]
-        constants[name] = None
-    return AheadCase(
-        name=f"{kernel_name} {dtype} {tiles.label}{' bare' if bare else ''}",
-        kernel=kernel,
-        signature=signature,
-        constexprs=constants,
-        tiles=tiles,
-        dtype=dtype,
-        divisible_by_16=("D", "F"),
-        wants_mma=dtype != "fp32",
-    )

@@ -2,9 +2,10 @@
 
     dw_e = L_e^T R_e          db_e = column sums of L_e          over the rows n of expert e
 
-N routed rows, E experts, (P, Q) an expert's gradient: dw1, db1 come from L = dpre (N, F) and R = x gathered
-by row; dw2, db2 from L = dy gathered by row and R = act (N, F). Plan as in grouped_forward.py. Rows that a
-gather reads are multiplied by the gate, where there is one.
+N routed rows, A = N assignments in token order, T tokens, E experts, E1 = E + 1, S shares, M rows of one;
+(I, J) an expert's gradient, `height` and `width` in the kernels: dw1, db1 come from L = dpre (N, F) and R = x
+gathered by row; dw2, db2 from L = dy gathered by row and R = act (N, F). Plan as in grouped_forward.py. Rows
+that a gather reads are multiplied by the gate, where there is one.
 
 db comes from the tensor cores too, as a product with 16 columns of ones, in the programs of the first column
 of tiles only: adding up L in registers would stall the loop that feeds the product.
@@ -24,11 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossearth_sar.kernels.ahead import AheadCase
 from crossearth_sar.kernels.grouped_dgrad import assert_fits, assert_plan
 from crossearth_sar.kernels.grouped_forward import on_device_of
 from crossearth_sar.kernels.ragged import max_row_tiles
-from crossearth_sar.kernels.tiles import SMS, Tiles, candidates, choose_tiles, current_arch
+from crossearth_sar.kernels.tiles import SMS, Tiles, choose_tiles, current_arch
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def locate_share(
 
 @triton.jit
 def share_product(
-    left_ptr, right_ptr, source_row_ptr, gate_ptr, begin, end, left_column, right_column, P, Q,
+    left_ptr, right_ptr, source_row_ptr, gate_ptr, begin, end, left_column, right_column, height, width,
     WITH_SUMS: tl.constexpr, GATHER: tl.constexpr, TOP_K: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -90,8 +90,9 @@ def share_product(
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     sums = tl.zeros((BLOCK_M, 16), tl.float32)
     ones = tl.full((BLOCK_K, 16), 1.0, left_ptr.dtype.element_ty)
-    left_column = tl.max_contiguous(tl.multiple_of(left_column % P, 16), 16)  # P and Q are multiples of 16
-    right_column = tl.max_contiguous(tl.multiple_of(right_column % Q, 16), 16)
+    # height and width are multiples of 16
+    left_column = tl.max_contiguous(tl.multiple_of(left_column % height, 16), 16)
+    right_column = tl.max_contiguous(tl.multiple_of(right_column % width, 16), 16)
     for start in range(begin, end, BLOCK_K):
         row = start + tl.arange(0, BLOCK_K)
         inside = row < end
@@ -101,10 +102,10 @@ def share_product(
         left_row = (assignment // TOP_K if GATHER == "left" else row).to(tl.int64)
         right_row = (assignment // TOP_K if GATHER == "right" else row).to(tl.int64)
         left = tl.load(
-            left_ptr + left_column[:, None] + left_row[None, :] * P, mask=inside[None, :], other=0.0
+            left_ptr + left_column[:, None] + left_row[None, :] * height, mask=inside[None, :], other=0.0
         )
         right = tl.load(
-            right_ptr + right_row[:, None] * Q + right_column[None, :], mask=inside[:, None], other=0.0
+            right_ptr + right_row[:, None] * width + right_column[None, :], mask=inside[:, None], other=0.0
         )
         if gate_ptr is not None:
             gate = tl.load(gate_ptr + assignment, mask=inside, other=0.0).to(tl.float32)
@@ -120,33 +121,35 @@ def share_product(
 
 @triton.jit
 def store_gradients(
-    product, sums, dw_ptr, db_ptr, slot, row_tile, column_tile, P, Q, BLOCK_M: tl.constexpr,
+    product, sums, dw_ptr, db_ptr, slot, row_tile, column_tile, height, width, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Writes a tile to dw[slot], and its sums to db[slot] from the first column of tiles."""
     row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     column = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    place = slot.to(tl.int64) * P * Q + row[:, None] * Q + column[None, :]
-    inside = (row < P)[:, None] & (column < Q)[None, :]
+    place = slot.to(tl.int64) * height * width + row[:, None] * width + column[None, :]
+    inside = (row < height)[:, None] & (column < width)[None, :]
     tl.store(dw_ptr + place, product.to(dw_ptr.dtype.element_ty), mask=inside)
     if column_tile == 0:
-        tl.store(db_ptr + slot.to(tl.int64) * P + row, sums.to(db_ptr.dtype.element_ty), mask=row < P)
+        tl.store(
+            db_ptr + slot.to(tl.int64) * height + row, sums.to(db_ptr.dtype.element_ty), mask=row < height
+        )
 
 
 @triton.jit(do_not_specialize=["rows_per_share"])
 def grouped_wgrad_kernel(
     left_ptr, right_ptr, source_row_ptr, offsets_ptr, gate_ptr, dw_ptr, db_ptr, dw_share_ptr, db_share_ptr,
-    rows_per_share, P, Q, GATHER: tl.constexpr, TOP_K: tl.constexpr, E: tl.constexpr, E_POW2: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    rows_per_share, height, width, GATHER: tl.constexpr, TOP_K: tl.constexpr, E: tl.constexpr,
+    E_POW2: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One (BLOCK_M, BLOCK_N) tile of dw of an expert, or of a share of its rows where dw_share_ptr is given.
 
-    left (N, P) and right (N, Q), of which the one named by GATHER is read at row source_row // TOP_K and
-    gated; dw (E, P, Q), db (E, P); dw_share (shares, P, Q) and db_share (shares, P) fp32, or None. Grid:
+    left (N, I) and right (N, J), of which the one named by GATHER is read at row source_row // TOP_K and
+    gated; dw (E, I, J), db (E, I); dw_share (S, I, J) and db_share (S, I) fp32, or None. Grid:
     experts or shares, times tiles.
     """
-    column_tiles = tl.cdiv(Q, BLOCK_N)
-    tiles = tl.cdiv(P, BLOCK_M) * column_tiles
+    column_tiles = tl.cdiv(width, BLOCK_N)
+    tiles = tl.cdiv(height, BLOCK_M) * column_tiles
     item = tl.program_id(0) // tiles
     within = tl.program_id(0) % tiles
     row_tile = within // column_tiles
@@ -162,20 +165,23 @@ def grouped_wgrad_kernel(
     right_column = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     if column_tile == 0:
         product, sums = share_product(
-            left_ptr, right_ptr, source_row_ptr, gate_ptr, begin, end, left_column, right_column, P, Q,
-            True, GATHER, TOP_K, BLOCK_M, BLOCK_N, BLOCK_K,
+            left_ptr, right_ptr, source_row_ptr, gate_ptr, begin, end, left_column, right_column,
+            height, width, True, GATHER, TOP_K, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     else:
         product, sums = share_product(
-            left_ptr, right_ptr, source_row_ptr, gate_ptr, begin, end, left_column, right_column, P, Q,
-            False, GATHER, TOP_K, BLOCK_M, BLOCK_N, BLOCK_K,
+            left_ptr, right_ptr, source_row_ptr, gate_ptr, begin, end, left_column, right_column,
+            height, width, False, GATHER, TOP_K, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     if dw_share_ptr is None or shares == 1:
-        store_gradients(product, sums, dw_ptr, db_ptr, expert, row_tile, column_tile, P, Q, BLOCK_M, BLOCK_N)
+        store_gradients(
+            product, sums, dw_ptr, db_ptr, expert, row_tile, column_tile, height, width, BLOCK_M, BLOCK_N
+        )
     else:
         store_gradients(
-            product, sums, dw_share_ptr, db_share_ptr, item, row_tile, column_tile, P, Q, BLOCK_M, BLOCK_N
-        )
+            product, sums, dw_share_ptr, db_share_ptr, item, row_tile, column_tile, height, width,
+            BLOCK_M, BLOCK_N,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows_per_share"])
@@ -202,77 +208,97 @@ def sum_shares_kernel(
 
 
 def grouped_wgrad(
-    left: Tensor, right: Tensor, source_row: Tensor | None, offsets: Tensor, *, num_experts: int,
-    gather: str | None, gate: Tensor | None, top_k: int, tiles: Tiles | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(dw (E, P, Q), db (E, P)) of left's dtype: L_e^T R_e and the column sums of L_e; zeros if e is empty.
+    left_NI: Tensor,
+    right_NJ: Tensor,
+    source_row_N: Tensor | None,
+    offsets_E1: Tensor,
+    *,
+    num_experts: int,
+    gather: str | None,
+    gate_A: Tensor | None,
+    top_k: int,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(dw_EIJ, db_EI) of left's dtype: L_e^T R_e and the column sums of L_e; zeros if e is empty.
 
     The arguments are those of a forward pass that has checked them, contiguous.
 
     Args:
-        left: (N, P) rows in grouped order; (T, P) where gather is "left".
-        right: (N, Q) rows in grouped order; (T, Q) where gather is "right".
-        source_row: (N,) int32, or None: nothing is gathered then, and `gather` only names the gated side.
-        gather: "left" | "right" | None, the side that is read at row source_row // K.
-        gate: (N,) by assignment, for the rows of the gathered side; None for all ones.
+        left_NI: (N, I) rows in grouped order; (T, I) where gather is "left".
+        right_NJ: (N, J) rows in grouped order; (T, J) where gather is "right".
+        source_row_N: (N,) int32, or None: nothing is gathered then, and `gather` only names the gated side.
+        gather: "left" | "right" | None, the side that is read at row source_row_N // K.
+        gate_A: (A,) by assignment, for the rows of the gathered side; None for all ones.
     """
     assert gather in ("left", "right", None)
-    assert gather is not None or gate is None, "no gathered side to gate"
-    rows = (right if gather == "left" else left).shape[0]
-    gathered_rows = rows if source_row is None else rows // top_k
-    height, width = left.shape[1], right.shape[1]
-    assert_fits(left, (gathered_rows if gather == "left" else rows, height), left)
-    assert_fits(right, (gathered_rows if gather == "right" else rows, width), left)
+    assert gather is not None or gate_A is None, "no gathered side to gate"
+    rows = (right_NJ if gather == "left" else left_NI).shape[0]
+    gathered_rows = rows if source_row_N is None else rows // top_k
+    height, width = left_NI.shape[1], right_NJ.shape[1]
+    assert_fits(left_NI, (gathered_rows if gather == "left" else rows, height), left_NI)
+    assert_fits(right_NJ, (gathered_rows if gather == "right" else rows, width), left_NI)
     assert height % 16 == 0
     assert width % 16 == 0
-    assert gate is None or (gate.shape == (rows,) and gate.is_contiguous())
-    assert_plan(source_row, offsets, rows, num_experts, top_k)
-    dw = torch.empty((num_experts, height, width), dtype=left.dtype, device=left.device)
-    db = torch.empty((num_experts, height), dtype=left.dtype, device=left.device)
+    assert gate_A is None or (gate_A.shape == (rows,) and gate_A.is_contiguous())
+    assert_plan(source_row_N, offsets_E1, rows, num_experts, top_k)
+    dw_EIJ = torch.empty((num_experts, height, width), dtype=left_NI.dtype, device=left_NI.device)
+    db_EI = torch.empty((num_experts, height), dtype=left_NI.dtype, device=left_NI.device)
     if rows == 0:
-        return dw.zero_(), db.zero_()
-    index = source_row if gather is not None else None
+        return dw_EIJ.zero_(), db_EI.zero_()
+    index_N = source_row_N if gather is not None else None
 
     def launch(tiles: Tiles) -> None:
-        _launch(tiles, left, right, index, offsets, gate, dw, db, gather=gather, top_k=top_k)
+        _launch(
+            tiles, left_NI, right_NJ, index_N, offsets_E1, gate_A, dw_EIJ, db_EI, gather=gather, top_k=top_k
+        )
 
-    with on_device_of(left):
+    with on_device_of(left_NI):
         launch(
             tiles
             or choose_tiles(
                 "grouped_wgrad", rows=rows, num_experts=num_experts, columns=width, depth=height,
-                dtype=left.dtype, arch=current_arch(), trial=launch,
+                dtype=left_NI.dtype, arch=current_arch(), trial=launch,
             )
         )  # fmt: skip
-    return dw, db
+    return dw_EIJ, db_EI
 
 
 def _launch(
-    tiles: Tiles, left: Tensor, right: Tensor, index: Tensor | None, offsets: Tensor, gate: Tensor | None,
-    dw: Tensor, db: Tensor, *, gather: str | None, top_k: int,
-) -> None:  # fmt: skip
-    experts, height, width = dw.shape
-    rows = (right if gather == "left" else left).shape[0]
+    tiles: Tiles,
+    left_NI: Tensor,
+    right_NJ: Tensor,
+    index_N: Tensor | None,
+    offsets_E1: Tensor,
+    gate_A: Tensor | None,
+    dw_EIJ: Tensor,
+    db_EI: Tensor,
+    *,
+    gather: str | None,
+    top_k: int,
+) -> None:
+    experts, height, width = dw_EIJ.shape
+    rows = (right_NJ if gather == "left" else left_NI).shape[0]
     tiles_per_expert = triton.cdiv(height, tiles.block_m) * triton.cdiv(width, tiles.block_n)
     share = rows_per_share(
         tiles, rows=rows, num_experts=experts, tiles_per_expert=tiles_per_expert, sms=SMS[current_arch()]
     )
     items = experts if share is None else max_row_tiles(rows, experts, share)
-    dw_share = db_share = None
+    dw_share_SIJ = db_share_SI = None
     if share is not None:
-        dw_share = torch.empty((items, height, width), dtype=torch.float32, device=dw.device)
-        db_share = torch.empty((items, height), dtype=torch.float32, device=dw.device)
+        dw_share_SIJ = torch.empty((items, height, width), dtype=torch.float32, device=dw_EIJ.device)
+        db_share_SI = torch.empty((items, height), dtype=torch.float32, device=dw_EIJ.device)
     e_pow2 = triton.next_power_of_2(experts)
     grouped_wgrad_kernel[(items * tiles_per_expert,)](
-        left, right, index, offsets, gate, dw, db, dw_share, db_share, share or 0, height, width,
-        GATHER=gather, TOP_K=top_k, E=experts, E_POW2=e_pow2, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-        BLOCK_K=tiles.block_k, num_warps=tiles.num_warps, num_stages=_stages(tiles, index is not None),
+        left_NI, right_NJ, index_N, offsets_E1, gate_A, dw_EIJ, db_EI, dw_share_SIJ, db_share_SI, share or 0,
+        height, width, GATHER=gather, TOP_K=top_k, E=experts, E_POW2=e_pow2, BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k, num_warps=tiles.num_warps,
+        num_stages=pipeline_stages(tiles, index_N is not None),
     )  # fmt: skip
-    for partial, out in ((dw_share, dw), (db_share, db)):
+    for partial, out in ((dw_share_SIJ, dw_EIJ), (db_share_SI, db_EI)):
         if partial is not None:
             size = out[0].numel()
             sum_shares_kernel[(triton.cdiv(size, 4096), experts)](
-                partial, offsets, out, share, size, E=experts, E_POW2=e_pow2, BLOCK=4096, num_warps=8
+                partial, offsets_E1, out, share, size, E=experts, E_POW2=e_pow2, BLOCK=4096, num_warps=8
             )
 
 
@@ -291,82 +317,38 @@ def rows_per_share(
     return max(tiles.block_k, -(-5 * rows // (4 * num_experts * tiles.split_k)))
 
 
-def _stages(tiles: Tiles, is_gathered: bool) -> int:
+def pipeline_stages(tiles: Tiles, is_gathered: bool) -> int:
     """Triton shares its stages among the loads of a chain: the row numbers, then the rows they name."""
     return 2 * tiles.num_stages - 1 if is_gathered else tiles.num_stages
 
 
 def grouped_wgrad_reference(
-    left: Tensor, right: Tensor, source_row: Tensor | None, offsets: Tensor, *, num_experts: int,
-    gather: str | None, gate: Tensor | None, top_k: int, tiles: Tiles | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    left_NI: Tensor,
+    right_NJ: Tensor,
+    source_row_N: Tensor | None,
+    offsets_E1: Tensor,
+    *,
+    num_experts: int,
+    gather: str | None,
+    gate_A: Tensor | None,
+    top_k: int,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor]:
     """`grouped_wgrad` in plain torch; waits for the device, and ignores `tiles`."""
-    counts = offsets.diff().tolist()
-    sides = {"left": left, "right": right}
+    counts = offsets_E1.diff().tolist()
+    sides = {"left": left_NI, "right": right_NJ}
     if gather is not None:
-        rows = sides[gather]
-        assignment = (
-            torch.arange(sum(counts), device=left.device) if source_row is None else source_row.long()
+        rows_TI = sides[gather]
+        assignment_N = (
+            torch.arange(sum(counts), device=left_NI.device) if source_row_N is None else source_row_N.long()
         )
-        rows = rows[assignment // top_k]
-        sides[gather] = rows if gate is None else (rows * gate[assignment, None]).to(rows.dtype)
+        rows_NI = rows_TI[assignment_N // top_k]
+        sides[gather] = (
+            rows_NI if gate_A is None else (rows_NI * gate_A[assignment_N, None]).to(rows_NI.dtype)
+        )
     parts = list(zip(sides["left"].split(counts), sides["right"].split(counts), strict=True))
     assert len(parts) == num_experts
-    return torch.stack([p.mT @ q for p, q in parts]), torch.stack([p.sum(0) for p, _ in parts])
-
-
-def ahead_cases(arch: str) -> list[AheadCase]:
-    """Every shipped configuration in bf16 as dw1 and as dw2 with gate and shares; the first in fp16; fp32."""
-    shipped = [c.tiles for c in candidates("grouped_wgrad", "bf16", arch)]
-    cases = [_ahead_case(tiles, "bf16", gather="right", is_gated=False) for tiles in shipped]
-    cases += [_ahead_case(tiles, "bf16", gather="left", is_gated=True) for tiles in shipped]
-    cases += [_ahead_case(tiles, "bf16", gather=None, is_gated=False) for tiles in shipped]
-    cases += [_ahead_case(shipped[0], "fp16", gather="right", is_gated=False)]
-    single = [c.tiles for c in candidates("grouped_wgrad", "fp32", arch)]
-    cases += [_ahead_case(tiles, "fp32", gather="left", is_gated=True) for tiles in single]
-    return [*cases, _sum_case("bf16"), _sum_case("fp32")]
-
-
-def _ahead_case(tiles: Tiles, dtype: str, *, gather: str | None, is_gated: bool) -> AheadCase:
-    """Gated cases take shares, the others whole experts."""
-    operand = f"*{dtype}"
-    signature = {
-        "left_ptr": operand, "right_ptr": operand, "source_row_ptr": "*i32", "offsets_ptr": "*i32",
-        "gate_ptr": "*fp32", "dw_ptr": operand, "db_ptr": operand, "dw_share_ptr": "*fp32",
-        "db_share_ptr": "*fp32", "rows_per_share": "i32", "P": "i32", "Q": "i32",
-    }  # fmt: skip
-    constants: dict[str, object] = {
-        "GATHER": gather, "TOP_K": 1, "E": 6, "E_POW2": 8, "BLOCK_M": tiles.block_m,
-        "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k,
-    }  # fmt: skip
-    absent = [] if is_gated else ["gate_ptr", "dw_share_ptr", "db_share_ptr"]
-    for name in [*absent, *(["source_row_ptr"] if gather is None else [])]:
-        del signature[name]
-        constants[name] = None
-    return AheadCase(
-        name=f"grouped_wgrad {dtype} {tiles.label} gather {gather}{', gate and shares' if is_gated else ''}",
-        kernel=grouped_wgrad_kernel,
-        signature=signature,
-        constexprs=constants,
-        tiles=tiles,
-        dtype=dtype,
-        divisible_by_16=("P", "Q"),
-        wants_mma=dtype != "fp32",
-        options={"num_stages": _stages(tiles, gather is not None)},
+    return (
+        torch.stack([left_MI.mT @ right_MJ for left_MI, right_MJ in parts]),
+        torch.stack([left_MI.sum(0) for left_MI, _ in parts]),
     )
-
-
-def _sum_case(dtype: str) -> AheadCase:
-    return AheadCase(
-        name=f"sum_shares {dtype}",
-        kernel=sum_shares_kernel,
-        signature={
-            "share_ptr": "*fp32", "offsets_ptr": "*i32", "out_ptr": f"*{dtype}", "rows_per_share": "i32",
-            "size": "i32",
-        },
-        constexprs={"E": 6, "E_POW2": 8, "BLOCK": 4096},
-        tiles=Tiles(block_m=16, block_n=16, block_k=16, num_warps=8, num_stages=1),
-        dtype=dtype,
-        divisible_by_16=("size",),
-        wants_mma=False,
-    )  # fmt: skip

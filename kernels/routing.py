@@ -8,7 +8,7 @@ from positions, never from timing: no atomics, and the same input gives the same
 as a bias per image. Its tiles depend on the types and on E only: a token's probabilities, and so its expert,
 are bitwise the same in whichever batch it stands, in the forward and in a recomputation.
 
-A assignments (T*K), T tokens, B images, D dim, E experts (at most 64).
+A assignments (T*K), T tokens, B images, D dim, E experts (at most 64), E1 = E + 1, G programs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import triton.language as tl
 from torch import Tensor
 
 from crossearth_sar.errors import InputError
-from crossearth_sar.kernels.ahead import AheadCase
 from crossearth_sar.kernels.tiles import DTYPES, Tiles, current_arch
 
 MAX_EXPERTS = 64
@@ -130,10 +129,10 @@ def _router_probability(
 def group_by_expert_reference(expert_index_A: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """`group_by_expert` by torch.argsort."""
     _check_assignments(expert_index_A, num_experts)
-    source_row = expert_index_A.argsort(stable=True).int()
-    experts = torch.arange(num_experts, device=expert_index_A.device)
-    counts = (expert_index_A[:, None] == experts).sum(0)
-    return source_row, torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+    source_row_A = expert_index_A.argsort(stable=True).int()
+    experts_E = torch.arange(num_experts, device=expert_index_A.device)
+    counts_E = (expert_index_A[:, None] == experts_E).sum(0)
+    return source_row_A, torch.cat([counts_E.new_zeros(1), counts_E.cumsum(0)]).int()
 
 
 def group_by_expert(
@@ -160,19 +159,21 @@ def group_by_expert(
     """
     _check_assignments(expert_index_A, num_experts)
     total, device = expert_index_A.numel(), expert_index_A.device
-    source_row = torch.empty(total, dtype=torch.int32, device=device)
+    source_row_A = torch.empty(total, dtype=torch.int32, device=device)
     if total == 0:
-        return source_row, torch.zeros(num_experts + 1, dtype=torch.int32, device=device)
-    offsets = torch.empty(num_experts + 1, dtype=torch.int32, device=device)
+        return source_row_A, torch.zeros(num_experts + 1, dtype=torch.int32, device=device)
+    offsets_E1 = torch.empty(num_experts + 1, dtype=torch.int32, device=device)
     with torch.cuda.device_of(expert_index_A):
-        _launch_sort(expert_index_A, source_row, offsets, tiles or _sort_tiles(num_experts, current_arch()))
-    return source_row, offsets
+        _launch_sort(
+            expert_index_A, source_row_A, offsets_E1, tiles or _sort_tiles(num_experts, current_arch())
+        )
+    return source_row_A, offsets_E1
 
 
-def _launch_sort(expert_index_A: Tensor, source_row: Tensor, offsets: Tensor, tiles: Tiles) -> None:
-    total, num_experts = source_row.numel(), offsets.numel() - 1
+def _launch_sort(expert_index_A: Tensor, source_row_A: Tensor, offsets_E1: Tensor, tiles: Tiles) -> None:
+    total, num_experts = source_row_A.numel(), offsets_E1.numel() - 1
     programs, per_program = _shares(total, num_experts, tiles.block_m)
-    counts = offsets.new_empty(programs, num_experts)
+    counts_GE = offsets_E1.new_empty(programs, num_experts)
     sizes = {
         "E": num_experts,
         "E_POW2": triton.next_power_of_2(num_experts),
@@ -180,9 +181,9 @@ def _launch_sort(expert_index_A: Tensor, source_row: Tensor, offsets: Tensor, ti
         "num_warps": tiles.num_warps,
     }
     expert_index_A = expert_index_A.contiguous()
-    _count_by_expert[(programs,)](expert_index_A, counts, total, per_program, **sizes)
+    _count_by_expert[(programs,)](expert_index_A, counts_GE, total, per_program, **sizes)
     _place_by_expert[(programs,)](
-        expert_index_A, counts, source_row, offsets, total, per_program, programs, **sizes
+        expert_index_A, counts_GE, source_row_A, offsets_E1, total, per_program, programs, **sizes
     )
 
 
@@ -319,59 +320,3 @@ def _check_router(x_TD: Tensor, weight_ED: Tensor, image_bias_BE: Tensor, tokens
         )
     if image_bias_BE.dtype != torch.float32:
         raise InputError("dtype of image_bias_BE", got=image_bias_BE.dtype, expected=torch.float32)
-
-
-def ahead_cases(arch: str) -> list[AheadCase]:
-    """Every configuration that runs on `arch` by default, for 6 and 64 experts."""
-    sort = [case for experts in (6, 64) for case in _sort_cases(experts, arch)]
-    types = [("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp32"), ("fp32", "fp32")]
-    return sort + [_router_case(experts, *pair, arch) for experts in (6, 64) for pair in types]
-
-
-def _sort_cases(num_experts: int, arch: str) -> list[AheadCase]:
-    tiles = _sort_tiles(num_experts, arch)
-    constexprs = {"E": num_experts, "E_POW2": triton.next_power_of_2(num_experts), "STEP": tiles.block_m}
-    counted = {"expert_ptr": "*i64", "counts_ptr": "*i32", "A": "i32", "per_program": "i32"}
-    rows = {"source_row_ptr": "*i32", "offsets_ptr": "*i32", "programs": "i32"}
-    kernels = [(_count_by_expert, counted), (_place_by_expert, counted | rows)]
-    return [
-        AheadCase(
-            name=f"{kernel.__name__.removeprefix('_')} E={num_experts}",
-            kernel=kernel,
-            signature=signature,
-            constexprs=constexprs,
-            tiles=tiles,
-            dtype="fp32",
-            wants_mma=False,
-        )
-        for kernel, signature in kernels
-    ]
-
-
-def _router_case(num_experts: int, x: str, weight: str, arch: str) -> AheadCase:
-    in_float32 = "fp32" in (x, weight)
-    tiles = _router_tiles(num_experts, in_float32, arch)
-    return AheadCase(
-        name=f"router_probability {x} with {weight} E={num_experts}",
-        kernel=_router_probability,
-        signature={
-            "x_ptr": f"*{x}",
-            "weight_ptr": f"*{weight}",
-            "bias_ptr": "*fp32",
-            "probability_ptr": "*fp32",
-            "T": "i32",
-            "D": "i32",
-            "tokens_per_image": "i32",
-        },
-        constexprs={
-            "E": num_experts,
-            "E_PAD": _padded(num_experts),
-            "IN_FLOAT32": in_float32,
-            "BLOCK_M": tiles.block_m,
-            "BLOCK_K": tiles.block_k,
-        },
-        tiles=tiles,
-        dtype=x,
-        divisible_by_16=("D",),
-        wants_mma=not in_float32,
-    )

@@ -129,8 +129,8 @@ def choose_tiles(
 
     Args:
         rows: routed rows N, all experts together.
-        columns: width of the output. For grouped_wgrad, of an expert's (P, Q) output: Q.
-        depth: length of the reduction. For grouped_wgrad, where that is the rows: P.
+        columns: width of the output. For grouped_wgrad, of an expert's (I, J) output: J.
+        depth: length of the reduction. For grouped_wgrad, where that is the rows: I.
         arch: as `current_arch` gives it.
         trial: launches the kernel with given tiles; timed only where CROSSEARTH_AUTOTUNE=1.
 

@@ -88,22 +88,20 @@ def test_auto_leaves_a_call_to_the_reference_where_the_best_is_not_made_for_it(
     assert [record.levelname for record in caplog.records] == ["WARNING"] * dropped
 
 
-@pytest.mark.parametrize(
-    "built",
-    ["C++ and CUDA", "C++, built without CUDA"],
-)
+@pytest.mark.parametrize("has_cuda", [True, False])
 def test_the_report_tells_images_and_tokens_on_a_gpu_apart(
-    built: str, monkeypatch: pytest.MonkeyPatch
+    has_cuda: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(backend, "extension_status", lambda: (True, f"one pass over the image; {built}"))
+    status = backend.ExtensionStatus(True, "any words", has_cuda)
+    monkeypatch.setattr(backend, "extension_status", lambda: status)
     told = report()
     assert "SAR descriptors, images on a CPU: backend 'auto' is 'fused'" in told
     assert "SAR descriptors, images on a GPU: backend 'auto' is 'reference'" in told
     assert "MoE layer, tokens on a GPU: backend 'auto' is 'grouped_mm' in bfloat16, else 'reference'" in told
     monkeypatch.setattr(backend, "FUSED_MEASURED_ON_GPU", True)
-    best = "fused" if built == "C++ and CUDA" else "reference"
+    best = "fused" if has_cuda else "reference"
     assert f"SAR descriptors, images on a GPU: backend 'auto' is {best!r}" in report()
 
 

@@ -12,27 +12,25 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import triton
 
+from bench.compiled.ahead import AheadCase, case_digest, compile_case
+from bench.compiled.ahead_cases import ahead_cases
 from bench.speed.harness import write_report
-from crossearth_sar.kernels.ahead import AheadCase, case_digest, compile_case
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("sm_80", "sm_90")
 
 
 def all_cases(arch: str) -> dict[str, AheadCase]:
-    """The cases of every kernel module by name."""
+    """The cases of every kernel by name."""
     cases: dict[str, AheadCase] = {}
-    for path in sorted((ROOT / "kernels").glob("*.py")):
-        module = importlib.import_module(f"crossearth_sar.kernels.{path.stem}")
-        for case in module.ahead_cases(arch) if hasattr(module, "ahead_cases") else ():
-            assert case.name not in cases, f"two cases are named {case.name}"
-            cases[case.name] = case
+    for case in ahead_cases(arch):
+        assert case.name not in cases, f"two cases are named {case.name}"
+        cases[case.name] = case
     return cases
 
 

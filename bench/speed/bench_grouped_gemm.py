@@ -97,7 +97,7 @@ def products(routed: Routed) -> list[Product]:
     w1, b1, w2, b2 = (problem.weights[k] for k in ("w1", "b1", "w2", "b2"))
     top = {"top_k": 1}
     both = {"top_k": 1, "activation": "gelu"}
-    experts = {"num_experts": NUM_EXPERTS, "gather": "right", "gate": None, "top_k": 1}
+    experts = {"num_experts": NUM_EXPERTS, "gather": "right", "gate_A": None, "top_k": 1}
     return [
         Product(
             "grouped_up", "grouped_forward",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from crossearth_sar.engine.config import OptimConfig
-from crossearth_sar.moe.experts import StackedExperts
+from crossearth_sar.moe.experts import ExpertParameters
 from crossearth_sar.vit.block import LayerScale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -59,6 +59,6 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 def _decays(module: nn.Module, name: str) -> bool:
     if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.Embedding | LayerScale):
         return False
-    if isinstance(module, StackedExperts):
-        return name in ("w1", "w2")
+    if isinstance(module, ExpertParameters):
+        return name in module.decayed_parameters
     return name in ("weight", "in_proj_weight")  # every other parameter here is a bias or an embedding

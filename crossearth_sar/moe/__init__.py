@@ -1,15 +1,21 @@
 """The sparse mixture of experts: router, dispatch, experts, layer."""
 
+from crossearth_sar.moe.expert_spec import ExpertSpec
+from crossearth_sar.moe.expert_types import DenseFFN, ExpertType, register_expert
 from crossearth_sar.moe.layer import PhysicsGuidedMoE
 from crossearth_sar.moe.router import PhysicsGuidedRouter, RoutingInfo
 from crossearth_sar.moe.surgery.replace import ReplacedFFN, replace_ffn
 from crossearth_sar.moe.surgery.upcycle import upcycle_state_dict
 
 __all__ = [
+    "DenseFFN",
+    "ExpertSpec",
+    "ExpertType",
     "PhysicsGuidedMoE",
     "PhysicsGuidedRouter",
     "ReplacedFFN",
     "RoutingInfo",
+    "register_expert",
     "replace_ffn",
     "upcycle_state_dict",
 ]

@@ -32,9 +32,9 @@ class ExpertParallelExperts(StackedExperts):
 
     def __init__(self, full: StackedExperts, group: Any) -> None:
         nn.Module.__init__(self)
-        self.activation, self.group = full.activation, group
+        self.expert, self.group = full.expert, group
         self.ep_size, self.ep_rank = dist.get_world_size(group), dist.get_rank(group)
-        self.num_experts = full.w1.shape[0]
+        self.num_experts, self.dim, self.hidden_dim = full.num_experts, full.dim, full.hidden_dim
         if self.num_experts % self.ep_size:
             raise InputError(
                 "experts do not divide among ranks",

@@ -1,6 +1,6 @@
-"""E feed-forward experts as four stacked tensors: one grouped GEMM, and expert parallelism is a slice.
+"""E experts as stacked tensors: one grouped GEMM, and expert parallelism is a slice.
 
-B batch, T tokens, N routed rows, E experts, D dim, F hidden, K top-k.
+B batch, T tokens, N routed rows, A = T*K assignments, E experts, D dim, F hidden, K top-k.
 """
 
 from __future__ import annotations
@@ -8,25 +8,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from crossearth_sar.config import require
-from crossearth_sar.moe.activations import ACTIVATIONS
 from crossearth_sar.moe.dispatch import DispatchPlan
-from crossearth_sar.moe.grouped_gemm import grouped_ffn
+from crossearth_sar.moe.expert_types.base import ExpertType, only_expert
 
 
-class StackedExperts(nn.Module):
-    """w1 (E, F, D), b1 (E, F), w2 (E, D, F), b2 (E, D); each expert is linear, activation, linear."""
+class ExpertParameters(nn.Module):
+    """The parameters of E experts as their type `expert` says, stacked: E is the first dimension of each."""
 
-    def __init__(self, num_experts: int, dim: int, hidden_dim: int, *, activation: str = "gelu") -> None:
+    def __init__(self, num_experts: int, dim: int, hidden_dim: int, expert: ExpertType) -> None:
         super().__init__()
-        require(activation in ACTIVATIONS, "activation", activation, " | ".join(ACTIVATIONS))
-        self.activation = activation
-        self.w1 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
-        self.b1 = nn.Parameter(torch.zeros(num_experts, hidden_dim))
-        self.w2 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
-        self.b2 = nn.Parameter(torch.zeros(num_experts, dim))
-        nn.init.trunc_normal_(self.w1, std=0.02)
-        nn.init.trunc_normal_(self.w2, std=0.02)
+        self.num_experts, self.dim, self.hidden_dim = num_experts, dim, hidden_dim
+        self.expert = expert
+        for name, shape in expert.shapes(num_experts, dim, hidden_dim).items():
+            parameter = nn.Parameter(torch.empty(shape))
+            expert.initialise(name, parameter)
+            setattr(self, name, parameter)
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        return tuple(self.expert.shapes(self.num_experts, self.dim, self.hidden_dim))
+
+    @property
+    def decayed_parameters(self) -> frozenset[str]:
+        """The names of those that weight decay is for."""
+        shapes = self.expert.shapes(self.num_experts, self.dim, self.hidden_dim)
+        return frozenset(name for name, shape in shapes.items() if self.expert.decays(name, shape))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters by name, as `expert` wants them."""
+        return {name: getattr(self, name) for name in self.parameter_names}
+
+    def extra_repr(self) -> str:
+        sizes = f"num_experts={self.num_experts}, dim={self.dim}, hidden_dim={self.hidden_dim}"
+        return f"{sizes}, {self.expert!r}"
+
+
+class StackedExperts(ExpertParameters):
+    """Experts that tokens are routed to; of type «ffn» w1 (E, F, D), b1 (E, F), w2 (E, D, F), b2 (E, D)."""
 
     def forward(self, x_TD: Tensor, gate_BTK: Tensor | None, plan: DispatchPlan) -> Tensor:
         """(B*T, D) tokens -> (B*T, D): the gated sum of the chosen experts' outputs, in token order.
@@ -34,8 +52,18 @@ class StackedExperts(nn.Module):
         `gate_BTK=None` says that every gate is 1, and that none wants a gradient.
         """
         gate_A = None if gate_BTK is None else gate_BTK.flatten()
-        return grouped_ffn(x_TD, gate_A, plan, self.w1, self.b1, self.w2, self.b2, self.activation)
+        return self.expert.run(x_TD, gate_A, plan, self.weights())
 
-    def extra_repr(self) -> str:
-        experts, hidden, dim = self.w1.shape
-        return f"num_experts={experts}, dim={dim}, hidden_dim={hidden}, activation={self.activation!r}"
+
+class SharedExpert(ExpertParameters):
+    """One expert that every token passes, ungated; its output is 0 until it is trained."""
+
+    def __init__(self, dim: int, hidden_dim: int, expert: ExpertType) -> None:
+        super().__init__(1, dim, hidden_dim, expert)
+        for name in expert.silencing:
+            if name in self.parameter_names:
+                nn.init.zeros_(self.get_parameter(name))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """(B*T, D) -> (B*T, D)."""
+        return self.expert.forward(x_TD, only_expert, self.weights())

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from crossearth_sar.backend import auto_moe_backend_for_call, resolve_moe_backend
 from crossearth_sar.errors import InputError
-from crossearth_sar.moe.dispatch import make_dispatch_plan
-from crossearth_sar.moe.experts import StackedExperts
-from crossearth_sar.moe.grouped_gemm import compute_dtype
+from crossearth_sar.moe.backends import BACKENDS, Backend
+from crossearth_sar.moe.expert_spec import ExpertSpec
+from crossearth_sar.moe.experts import SharedExpert, StackedExperts
+from crossearth_sar.moe.precision import compute_dtype
 from crossearth_sar.moe.router import Gate, PhysicsGuidedRouter, RoutingInfo
 
 
@@ -19,7 +20,13 @@ class PhysicsGuidedMoE(nn.Module):
     """A sparse mixture of E feed-forward experts, METHOD eq. (8)-(12): dropless, K active per token.
 
     Parameters: router.weight (E, dim + num_descriptors), router.bias (E,), experts.w1 (E, hidden, dim),
-    experts.b1 (E, hidden), experts.w2 (E, dim, hidden), experts.b2 (E, dim).
+    experts.b1 (E, hidden), experts.w2 (E, dim, hidden), experts.b2 (E, dim); other experts have their own.
+
+    On the gate. The layer's default is the paper's, "normalized": with one expert a token the gate is then
+    the constant 1, so the task's loss sends the router no gradient, and balance_loss alone trains it. Whole
+    models (presets.MoEConfig) default to "straight_through": the same output to the last bit, and the
+    probabilities' gradient for the router. The layer stays literal because it is what eq. (9) says, and costs
+    nothing in the experts' operation; whole models follow the ablations, where it was never worse.
 
     Args:
         dim: D of the tokens.
@@ -28,10 +35,13 @@ class PhysicsGuidedMoE(nn.Module):
         top_k: experts per token, K.
         num_descriptors: P, standardised numbers per image that the router sees; 0 for none.
         gate: "normalized" (eq. 9) | "straight_through" | "probability", see PhysicsGuidedRouter.
-        activation: "gelu" | "gelu_tanh" | "relu".
+        activation: of the default experts: "gelu" | "gelu_tanh" | "relu".
+        expert: what an expert is, its activation included; None is linear, `activation`, linear.
         backend: "auto" | "reference" | "triton" | "megablocks" | "grouped_mm", resolved here, once.
             "auto" takes the best that works for tokens on a GPU, and the reference for tokens on a CPU and in
-            a dtype that the best is not made for. A backend asked for by name is never replaced.
+            a dtype that the best is not made for. A backend asked for by name is never replaced. Under
+            torch.compile with fullgraph, experts of other types than "ffn" need "grouped_mm": the reference
+            composes them after reading the rows per expert.
 
     Raises:
         InputError (a ValueError): for arguments out of range, or a backend that does not work here.
@@ -47,16 +57,19 @@ class PhysicsGuidedMoE(nn.Module):
         num_descriptors: int = 3,
         gate: Gate = "normalized",
         activation: str = "gelu",
+        expert: ExpertSpec | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         hidden_dim = hidden_dim or 4 * dim
-        self.backend = resolve_moe_backend(backend, dim, hidden_dim)
+        spec = _spec(expert, activation)
+        self.backend = BACKENDS[resolve_moe_backend(backend, dim, hidden_dim, spec.kind)]
         self.is_auto = backend == "auto"
         self.router = PhysicsGuidedRouter(
             dim, num_experts, top_k=top_k, num_descriptors=num_descriptors, gate=gate
         )
-        self.experts = StackedExperts(num_experts, dim, hidden_dim, activation=activation)
+        self.experts = StackedExperts(num_experts, dim, hidden_dim, spec.make())
+        self.shared = SharedExpert(dim, spec.shared * hidden_dim, spec.make()) if spec.shared else None
 
     def forward(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> tuple[Tensor, RoutingInfo]:
         """Routes every token and runs its experts.
@@ -74,14 +87,34 @@ class PhysicsGuidedMoE(nn.Module):
                 got=f"shape {tuple(x_BTD.shape)}",
                 expected=f"(B, T, {self.router.dim})",
             )
-        backend = self.backend
-        if self.is_auto:
-            backend = auto_moe_backend_for_call(backend, x_BTD.device.type, compute_dtype(x_BTD))
+        backend = self.backend_of(x_BTD)
         routing = self.router(x_BTD, descriptors_BP, backend)
-        plan = make_dispatch_plan(routing.expert_index, self.router.num_experts, backend)
+        plan = backend.make_plan(routing.expert_index, self.router.num_experts)
         gate_BTK = None if self.router.gate_is_one else routing.gate
-        y_TD = self.experts(x_BTD.flatten(0, 1), gate_BTK, plan)
+        x_TD = x_BTD.flatten(0, 1)
+        y_TD = self.experts(x_TD, gate_BTK, plan)
+        if self.shared is not None:
+            y_TD = y_TD + self.shared(x_TD)
         return y_TD.view_as(x_BTD), routing
 
+    def backend_of(self, x_BTD: Tensor) -> Backend:
+        """What runs a call with these tokens: the one decision that they meet."""
+        if not self.is_auto:
+            return self.backend
+        name = auto_moe_backend_for_call(self.backend.name, x_BTD.device.type, compute_dtype(x_BTD))
+        return BACKENDS[name]
+
     def extra_repr(self) -> str:
-        return f"backend={self.backend!r}"
+        return f"backend={self.backend.name!r}"
+
+
+def _spec(expert: ExpertSpec | None, activation: str) -> ExpertSpec:
+    if expert is None:
+        return ExpertSpec(activation=activation)
+    if activation != "gelu":
+        raise InputError(
+            "the activation is said twice",
+            got=f"activation={activation!r} beside {expert}",
+            fix="say it in the ExpertSpec alone",
+        )
+    return expert

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from crossearth_sar.config import require
 from crossearth_sar.errors import InputError
-from crossearth_sar.moe.router_probability import fused_router_probability
+from crossearth_sar.moe.backends import REFERENCE, Backend
 
 Gate = Literal["normalized", "straight_through", "probability"]
 GATES: tuple[str, ...] = ("normalized", "straight_through", "probability")
@@ -83,11 +83,11 @@ class PhysicsGuidedRouter(nn.Module):
         return self.gate == "normalized" and self.top_k == 1
 
     def probability(
-        self, x_BTD: Tensor, descriptors_BP: Tensor | None = None, backend: str = "reference"
+        self, x_BTD: Tensor, descriptors_BP: Tensor | None = None, backend: Backend = REFERENCE
     ) -> Tensor:
         """pi of eq. (8): (B, T, E), float32 at least; `descriptors_BP=None` counts as zeros, their mean."""
         precision = torch.promote_types(x_BTD.dtype, torch.float32)
-        weight_ED, weight_EP = self.weight.to(precision).split([self.dim, self.num_descriptors], dim=1)
+        weight_ED, weight_EP = self.weight.split([self.dim, self.num_descriptors], dim=1)
         image_bias_BE = self.bias.to(precision).expand(x_BTD.shape[0], -1)
         if descriptors_BP is not None and self.num_descriptors:
             expected = (x_BTD.shape[0], self.num_descriptors)
@@ -98,29 +98,24 @@ class PhysicsGuidedRouter(nn.Module):
                     expected=f"(B, P) = {expected}",
                     fix="one row per image of the batch",
                 )
-            image_bias_BE = image_bias_BE + F.linear(descriptors_BP.to(precision), weight_EP)
-        if backend == "triton":
-            if self.weight.dtype == x_BTD.dtype:  # products of 16-bit numbers are exact in float32
-                weight_ED = self.weight[:, : self.dim]
-            return fused_router_probability(x_BTD, weight_ED, image_bias_BE)
-        logits_BTE = F.linear(x_BTD.to(precision), weight_ED) + image_bias_BE[:, None]
-        return logits_BTE.softmax(dim=-1)
+            image_bias_BE = image_bias_BE + F.linear(descriptors_BP.to(precision), weight_EP.to(precision))
+        return backend.router_probability(x_BTD, weight_ED, image_bias_BE)
 
     def forward(
-        self, x_BTD: Tensor, descriptors_BP: Tensor | None = None, backend: str = "reference"
+        self, x_BTD: Tensor, descriptors_BP: Tensor | None = None, backend: Backend = REFERENCE
     ) -> RoutingInfo:
         """Routes (B, T, D) tokens by themselves and their images' (B, P) descriptors."""
         # Under autocast too: a routing in bfloat16 would depend on rounding.
         with torch.autocast(x_BTD.device.type, enabled=False):
             probability_BTE = self.probability(x_BTD, descriptors_BP, backend)
-        expert_index = _top_k(probability_BTE.detach(), self.top_k)
-        gate = _gate(probability_BTE.gather(-1, expert_index), self.gate)
-        counts = F.one_hot(expert_index.flatten(), self.num_experts).sum(0)
-        tokens = expert_index[..., 0].numel()
+        expert_index_BTK = _top_k(probability_BTE.detach(), self.top_k)
+        gate_BTK = _gate(probability_BTE.gather(-1, expert_index_BTK), self.gate)
+        counts_E = F.one_hot(expert_index_BTK.flatten(), self.num_experts).sum(0)
+        tokens = expert_index_BTK[..., 0].numel()
         return RoutingInfo(
-            expert_index=expert_index,
-            gate=gate.to(x_BTD.dtype),
-            expert_fraction=counts / max(expert_index.numel(), 1),
+            expert_index=expert_index_BTK,
+            gate=gate_BTK.to(x_BTD.dtype),
+            expert_fraction=counts_E / max(expert_index_BTK.numel(), 1),
             expert_probability=probability_BTE.flatten(0, 1).sum(0) / max(tokens, 1),
         )
 
@@ -145,6 +140,7 @@ def _gate(chosen_BTK: Tensor, kind: str) -> Tensor:
         if chosen_BTK.shape[-1] == 1:  # pi / pi, without the rounding of its vanishing gradient
             return torch.ones_like(chosen_BTK)
         return chosen_BTK / chosen_BTK.sum(-1, keepdim=True)
-    value = chosen_BTK.detach()
-    safe = value.clamp(min=torch.finfo(value.dtype).tiny)  # a second choice's probability can underflow
-    return value / value.sum(-1, keepdim=True) * (chosen_BTK / safe)
+    value_BTK = chosen_BTK.detach()
+    # Not 0: a second choice's probability can underflow.
+    safe_BTK = value_BTK.clamp(min=torch.finfo(value_BTK.dtype).tiny)
+    return value_BTK / value_BTK.sum(-1, keepdim=True) * (chosen_BTK / safe_BTK)

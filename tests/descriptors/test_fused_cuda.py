@@ -13,7 +13,7 @@ from crossearth_sar.descriptors.fused import PIXEL_TYPES, fused_descriptors
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.skipif("built without" in extension_status()[1], reason=extension_status()[1]),
+    pytest.mark.skipif(not extension_status().has_cuda, reason=extension_status()[1]),
 ]
 
 

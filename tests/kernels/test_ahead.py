@@ -10,8 +10,8 @@ import pytest
 import triton
 import triton.language as tl
 
-from bench.compiled.kernels_ahead import ARCHS, ROOT, all_cases  # bench/ is on the path, see pyproject.toml
-from crossearth_sar.kernels.ahead import AheadCase, Resources, case_digest, compile_case
+from bench.compiled.ahead import AheadCase, Resources, case_digest, compile_case  # see pyproject.toml
+from bench.compiled.kernels_ahead import ARCHS, ROOT, all_cases
 from crossearth_sar.kernels.tile_table import TABLE
 from crossearth_sar.kernels.tiles import SHARED_LIMIT, Tiles, candidates
 

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from interpreter import run_interpreted
 from torch import Tensor
 
+from bench.compiled.ahead import compile_case
+from bench.compiled.ahead_cases import dgrad_cases, wgrad_cases
 from crossearth_sar.kernels import grouped_dgrad, grouped_wgrad
 from crossearth_sar.kernels.activations import ACTIVATIONS
-from crossearth_sar.kernels.ahead import compile_case
 from crossearth_sar.kernels.tiles import Tiles, candidates, current_arch
 
 
@@ -173,10 +174,10 @@ def backward(
     dpre, act = dpre.to(dtype), act.to(dtype)
     found["dx"] = up_dgrad(dpre, *plan, problem.w1, **common)
     experts = {"num_experts": shape.experts, **common}
-    found["dw1"], found["db1"] = wgrad(dpre, problem.x, *plan, gather="right", gate=None, **experts)
-    found["dw2"], found["db2"] = wgrad(problem.dy, act, *plan, gather="left", gate=problem.gate, **experts)
+    found["dw1"], found["db1"] = wgrad(dpre, problem.x, *plan, gather="right", gate_A=None, **experts)
+    found["dw2"], found["db2"] = wgrad(problem.dy, act, *plan, gather="left", gate_A=problem.gate, **experts)
     if problem.source_row is None:
-        found["dw_rows"], found["db_rows"] = wgrad(dpre, act, *plan, gather=None, gate=None, **experts)
+        found["dw_rows"], found["db_rows"] = wgrad(dpre, act, *plan, gather=None, gate_A=None, **experts)
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -275,10 +276,10 @@ def test_shares_follow_shapes() -> None:
 
 def sampled_ahead_cases(arch: str) -> Iterator[object]:
     """The heaviest of each kernel; bench/compiled/kernels_ahead.py compiles them all."""
-    for module, prefix in ((grouped_dgrad, "grouped_down_dgrad bf16"), (grouped_wgrad, "grouped_wgrad bf16")):
-        yield next(case for case in module.ahead_cases(arch) if case.name.startswith(prefix))
+    for cases, prefix in ((dgrad_cases, "grouped_down_dgrad bf16"), (wgrad_cases, "grouped_wgrad bf16")):
+        yield next(case for case in cases(arch) if case.name.startswith(prefix))
     if arch == "sm_90":
-        yield next(case for case in grouped_wgrad.ahead_cases(arch) if case.name.endswith("gate and shares"))
+        yield next(case for case in wgrad_cases(arch) if case.name.endswith("gate and shares"))
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])

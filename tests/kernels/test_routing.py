@@ -7,11 +7,11 @@ import torch
 from interpreter import run_interpreted
 from torch import Tensor
 
+from bench.compiled.ahead import compile_case
+from bench.compiled.ahead_cases import routing_cases
 from crossearth_sar.errors import InputError
 from crossearth_sar.kernels import routing
-from crossearth_sar.kernels.ahead import compile_case
 from crossearth_sar.kernels.routing import (
-    ahead_cases,
     group_by_expert,
     group_by_expert_reference,
     router_probability,
@@ -205,7 +205,7 @@ def test_shares_cover_every_assignment_once() -> None:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_compiled_ahead_of_time(arch: str) -> None:
     """6 experts in bf16; bench/compiled/kernels_ahead.py compiles every case."""
-    cases = [c for c in ahead_cases(arch) if c.name.endswith(" E=6") and "fp" not in c.name]
+    cases = [c for c in routing_cases(arch) if c.name.endswith(" E=6") and "fp" not in c.name]
     assert len(cases) == 3
     for case in cases:
         assert compile_case(case, arch).problems(case, arch) == [], case.name

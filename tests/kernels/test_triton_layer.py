@@ -9,9 +9,10 @@ from torch import Tensor
 
 from crossearth_sar import PhysicsGuidedMoE
 from crossearth_sar.errors import InputError
-from crossearth_sar.moe.dispatch import DispatchPlan, make_dispatch_plan
-from crossearth_sar.moe.grouped_gemm import grouped_ffn
+from crossearth_sar.moe.backends import BACKENDS, REFERENCE
+from crossearth_sar.moe.dispatch import DispatchPlan
 
+TRITON = BACKENDS["triton"]
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
@@ -57,14 +58,12 @@ def interpreted_layer_agrees_with_the_reference() -> None:
 def interpreted_rows_already_grouped() -> None:
     fast, _ = pair()
     x, index = torch.randn(19, 32), torch.randint(0, 6, (1, 19, 1))
-    plan = make_dispatch_plan(index, 6, "triton")
-    experts = fast.experts
-    weights = (experts.w1, experts.b1, experts.w2, experts.b2)
-    expected = grouped_ffn(x, None, plan, *weights, "gelu")
+    plan = TRITON.make_plan(index, 6)
+    expected = fast.experts(x, None, plan)
     assert plan.source_row is not None
     order = plan.source_row.long()
     rows = x[order].requires_grad_()
-    got = grouped_ffn(rows, None, DispatchPlan(None, plan.offsets, 1, "triton"), *weights, "gelu")
+    got = fast.experts(rows, None, DispatchPlan(None, plan.offsets, 1, TRITON))
     torch.testing.assert_close(got, expected[order])
     got.sum().backward()
     assert rows.grad is not None
@@ -102,7 +101,7 @@ def interpreted_router_reads_weights_of_the_tokens_type_as_they_are() -> None:
     for dtype in (torch.float16, torch.float32):
         router = pair(gate="probability")[0].router.to(dtype)
         outputs = []
-        for backend in ("triton", "reference"):
+        for backend in (TRITON, REFERENCE):
             probability = router.probability(x, d, backend)
             outputs.append((probability, torch.autograd.grad(probability.square().sum(), router.weight)[0]))
         torch.testing.assert_close(outputs[0][0], outputs[1][0], rtol=1e-5, atol=1e-6)
@@ -112,7 +111,7 @@ def interpreted_router_reads_weights_of_the_tokens_type_as_they_are() -> None:
 
 def interpreted_both_backends_plan_alike() -> None:
     for index in (torch.randint(0, 6, (2, 50, 2)), torch.zeros(0, 4, 1, dtype=torch.long)):
-        fast, slow = (make_dispatch_plan(index, 6, backend) for backend in ("triton", "reference"))
+        fast, slow = (backend.make_plan(index, 6) for backend in (TRITON, REFERENCE))
         assert torch.equal(fast.offsets, slow.offsets)
         assert fast.source_row is not None
         assert torch.equal(fast.source_row.long(), slow.source_row)  # type: ignore[arg-type]
@@ -209,7 +208,7 @@ class TestOnGpu:
         exact.load_state_dict(fast.state_dict())
         x, d = torch.randn(2, 700, 32, device="cuda"), torch.randn(2, 3, device="cuda")
         routing = fast(x, d)[1].expert_index
-        plans = {name: make_dispatch_plan(routing, 6, name) for name in ("triton", "reference")}
+        plans = {name: BACKENDS[name].make_plan(routing, 6) for name in ("triton", "reference")}
         truth = exact.experts(x.flatten(0, 1).double(), None, plans["reference"])
         errors = {}
         for name, layer in (("triton", fast), ("reference", slow)):

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from crossearth_sar import PhysicsGuidedMoE
 from crossearth_sar.errors import InputError
-from crossearth_sar.moe.dispatch import DispatchPlan, make_dispatch_plan
+from crossearth_sar.moe.backends import BACKENDS
+from crossearth_sar.moe.dispatch import DispatchPlan
 from crossearth_sar.moe.expert_parallel import (
     ExpertParallelExperts,
     _plan_of_arrived,
@@ -190,7 +191,7 @@ def test_refuses_ranks_that_do_not_divide_the_experts(ranks: RankPool) -> None:
 
 @pytest.mark.parametrize(("senders", "experts"), [(1, 1), (1, 4), (2, 3), (3, 2), (4, 1)])
 def test_plan_of_arrived_rows_by_brute_force(senders: int, experts: int) -> None:
-    sent = DispatchPlan(None, torch.zeros(1, dtype=torch.int32), 2, "grouped_mm")
+    sent = DispatchPlan(None, torch.zeros(1, dtype=torch.int32), 2, BACKENDS["grouped_mm"])
     for trial in range(20):
         counts = torch.randint(0, 4 if trial else 1, (senders, experts), dtype=torch.int32)
         rows = [(s, e, n) for s in range(senders) for e in range(experts) for n in range(int(counts[s, e]))]
@@ -202,7 +203,7 @@ def test_plan_of_arrived_rows_by_brute_force(senders: int, experts: int) -> None
         assert [[r[1] for r in grouped[lo:hi]] for lo, hi in pairwise(bounds)] == [
             [e] * int(counts[:, e].sum()) for e in range(experts)
         ]
-        assert (plan.top_k, plan.backend) == (1, "grouped_mm")
+        assert (plan.top_k, plan.backend) == (1, BACKENDS["grouped_mm"])
         kernels_want = (torch.int32, torch.int32)
         assert (plan.source_row.dtype, plan.offsets.dtype) == kernels_want
 
@@ -236,7 +237,8 @@ def host_reads() -> list[str]:
     split = ExpertParallelExperts(make(2).experts, group_of(3))
     x_TD = torch.randn(7, DIM, requires_grad=True)
     generator = torch.Generator().manual_seed(dist.get_rank())
-    plan = make_dispatch_plan(torch.randint(EXPERTS, (1, 7, 2), generator=generator), EXPERTS, "grouped_mm")
+    index_BTK = torch.randint(EXPERTS, (1, 7, 2), generator=generator)
+    plan = BACKENDS["grouped_mm"].make_plan(index_BTK, EXPERTS)
     with HostReads() as reads:
         split(x_TD, torch.rand(1, 7, 2), plan).sum().backward()
     assert x_TD.grad is not None

@@ -65,7 +65,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     stacks = [m for m in model.modules() if isinstance(m, StackedExperts)]
     experts = sum(_size(stack) for stack in stacks)
     top_k = config.moe.top_k if config.moe else 1
-    active = sum(_size(stack) // stack.w1.shape[0] * top_k for stack in stacks)
+    active = sum(_size(stack) // stack.num_experts * top_k for stack in stacks)
     return ParameterCount(
         experts=experts,
         active_experts=active,

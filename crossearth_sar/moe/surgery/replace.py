@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from crossearth_sar.errors import InputError
+from crossearth_sar.moe.expert_spec import ExpertSpec
+from crossearth_sar.moe.expert_types import DenseFFN
 from crossearth_sar.moe.layer import PhysicsGuidedMoE
 from crossearth_sar.moe.router import Gate, RoutingInfo
-from crossearth_sar.moe.surgery.dense_ffn import DenseFFN, MoEOptions, read_dense_ffn, upcycled
+from crossearth_sar.moe.surgery.dense_ffn import MoEOptions, read_dense_ffn, upcycled
 
 Describe = Callable[..., Tensor | None]
 
@@ -207,6 +209,7 @@ def replace_ffn(
     top_k: int = 1,
     num_descriptors: int = 3,
     gate: Gate = "normalized",
+    expert: ExpertSpec | None = None,
     descriptors: Describe | None = None,
     expert_noise: float = 0.0,
     seed: int = 0,
@@ -216,15 +219,16 @@ def replace_ffn(
 
     With the "normalized" or "straight_through" gate and no noise the model computes at once what it did. An
     FFN is fc1, one activation (GELU, its tanh form, ReLU) and fc2 in one module, as in timm's Mlp and
-    transformers' Dinov2MLP. Dropout inside it is refused unless its p is 0: the experts have none. dtype,
-    device, training mode and frozen weights follow the dense FFN; parameters are then called
-    `<path>.moe.router.*` and `<path>.moe.experts.*`. Replace before the optimizer, DistributedDataParallel
-    or FSDP see the model. Nothing is replaced if anything is refused.
+    transformers' Dinov2MLP; or what the type of `expert` reads. Dropout inside it is refused unless its p is
+    0: the experts have none. dtype, device, training mode and frozen weights follow the dense FFN; parameters
+    are then called `<path>.moe.router.*` and `<path>.moe.experts.*`. Replace before the optimizer,
+    DistributedDataParallel or FSDP see the model. Nothing is replaced if anything is refused.
 
     Args:
         pattern: shell-style pattern(s) on module paths, such as "encoder.layer.*.mlp" or "blocks.*.mlp"; *
             also matches dots. What lies inside a module that matches is passed over.
         num_experts, top_k, num_descriptors, gate, backend: as of PhysicsGuidedMoE.
+        expert: what an expert is; its activation is read from the model.
         descriptors: called with what the model is called with, before it runs; gives standardised
             descriptors (B, P), or None for none. Not given, `with moe.batch(descriptors): ...` gives them;
             without both, routers see zeros.
@@ -233,12 +237,14 @@ def replace_ffn(
     Raises:
         InputError: if nothing matches, or a match is not such an FFN.
     """
-    dense = {path: read_dense_ffn(module, path) for path, module in _matches(model, pattern).items()}
+    spec = expert or ExpertSpec()
+    dense = {path: read_dense_ffn(module, path, spec) for path, module in _matches(model, pattern).items()}
     options = MoEOptions(
         num_experts=num_experts,
         top_k=top_k,
         num_descriptors=num_descriptors,
         gate=gate,
+        expert=spec,
         expert_noise=expert_noise,
         seed=seed,
         backend=backend,

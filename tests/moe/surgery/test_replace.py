@@ -22,7 +22,7 @@ import crossearth_sar
 from crossearth_sar import InputError, PhysicsGuidedMoE, replace_ffn
 from crossearth_sar.moe import ReplacedFFN
 from crossearth_sar.moe.activations import ACTIVATIONS
-from crossearth_sar.moe.surgery.dense_ffn import activation_name
+from crossearth_sar.moe.surgery.mlp import activation_name
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "dinov2_to_moe.py"
 DINOV2 = "encoder.layer.*.mlp"
@@ -137,7 +137,7 @@ def test_dinov2_computes_what_it_did(gate: str, top_k: int, activation: str) -> 
     assert list(moe.layers) == [f"encoder.layer.{i}.mlp" for i in range(LAYERS)]
     assert [tuple(r.expert_index.shape) for r in moe.routing()] == [(2, 17, top_k)] * LAYERS
     assert all(r.expert_index.unique().numel() > 1 for r in moe.routing())
-    assert {layer.experts.activation for layer in moe.layers.values()} == {
+    assert {layer.experts.expert.activation for layer in moe.layers.values()} == {
         {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}.get(activation, activation)
     }
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from crossearth_sar import PhysicsGuidedMoE
 from crossearth_sar.errors import InputError
 from crossearth_sar.moe import layer as layer_module
-from crossearth_sar.moe import sorted_loop
 from crossearth_sar.moe.activations import ACTIVATIONS
-from crossearth_sar.moe.dispatch import DispatchPlan, make_dispatch_plan
-from crossearth_sar.moe.grouped_gemm import grouped_ffn, moe_ffn, moe_ffn_backward
+from crossearth_sar.moe.backends import BACKENDS, REFERENCE, reference
+from crossearth_sar.moe.dispatch import DispatchPlan
+from crossearth_sar.moe.expert_types import FFN
+from crossearth_sar.moe.ffn_op import moe_ffn, moe_ffn_backward
 
 DIM, HIDDEN = 16, 48
 NAMES = ("x", "gate", "w1", "b1", "w2", "b2")
@@ -62,11 +63,18 @@ def results(function: Callable[..., Tensor], tensors: list[Tensor], dy: Tensor) 
     return [y.detach(), *(leaf.grad for leaf in leaves)]  # type: ignore[list-item]
 
 
+def ffn(
+    x: Tensor, gate: Tensor | None, plan: DispatchPlan, weights: list[Tensor], activation: str = "gelu"
+) -> Tensor:
+    """The experts as the layer runs them, on the backend of the plan."""
+    return FFN(activation).run(x, gate, plan, dict(zip(NAMES[2:], weights, strict=True)))
+
+
 def ours(index: Tensor, activation: str, backend: str = "reference") -> Callable[[list[Tensor]], Tensor]:
     def run(tensors: list[Tensor]) -> Tensor:
         x, gate, *weights = tensors
-        plan = make_dispatch_plan(index, weights[0].shape[0], backend)
-        return grouped_ffn(x, gate, plan, *weights, activation)  # type: ignore[arg-type]
+        plan = BACKENDS[backend].make_plan(index, weights[0].shape[0])
+        return ffn(x, gate, plan, weights, activation)
 
     return run
 
@@ -84,7 +92,7 @@ def test_error_is_at_most_twice_that_of_torch(
     backend: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sorted_loop, "BLOCK_ROWS", 16)  # several blocks per expert
+    monkeypatch.setattr(reference, "BLOCK_ROWS", 16)  # several blocks per expert
     for activation in ACTIVATIONS:
         if activation == "relu" and dtype == torch.bfloat16:
             continue  # its derivative jumps: rounding near 0 flips it, for torch as for us
@@ -107,7 +115,7 @@ def test_weight_gradients_of_many_blocks_are_as_exact_as_one_product(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums that are rounded to 16 bits after each block drift further, the more blocks there are."""
-    monkeypatch.setattr(sorted_loop, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(reference, "BLOCK_ROWS", 32)
     tensors, index = case(2048, experts=1, dtype=dtype)  # 64 blocks
     tensors[0] += 0.5
     tensors[1].fill_(1.0)
@@ -134,7 +142,7 @@ def test_gradcheck(top_k: int, activation: str) -> None:
 @pytest.mark.parametrize("gated", [False, True])
 def test_opcheck(gated: bool, grouped: bool) -> None:
     (x, gate, *weights), index = case(9)
-    plan = make_dispatch_plan(index, 5)
+    plan = REFERENCE.make_plan(index, 5)
     leaves = [t.requires_grad_() for t in (x, *weights)]
     arguments = (
         leaves[0], gate.requires_grad_() if gated else None,
@@ -148,30 +156,30 @@ def test_opcheck(gated: bool, grouped: bool) -> None:
 def test_what_the_compiler_is_told_of_the_backward_is_so_for_transposed_tokens(want_weights: bool) -> None:
     """Inductor asserts the strides that the fake announces; this is its check without its C++ compiler."""
     (x, gate, *weights), index = case(9)
-    plan = make_dispatch_plan(index, 5)
-    w1, _, w2, b2 = (w.transpose(-1, -2).contiguous().transpose(-1, -2) for w in weights)
+    plan = REFERENCE.make_plan(index, 5)
+    transposed = (w.transpose(-1, -2).contiguous().transpose(-1, -2) for w in weights)
     arguments = (
         torch.randn(9, DIM), x.t().contiguous().t(), torch.randn(9, HIDDEN), gate, plan.source_row,
-        plan.offsets, w1, w2, b2, 1, "gelu", "reference", want_weights,
+        plan.offsets, *transposed, 1, "gelu", "reference", want_weights,
     )  # fmt: skip
     torch.library.opcheck(moe_ffn_backward, arguments, test_utils="test_faketensor")
 
 
 def test_rows_already_grouped() -> None:
     (x, gate, *weights), index = case(33)
-    plan = make_dispatch_plan(index, 5)
+    plan = REFERENCE.make_plan(index, 5)
     assert plan.source_row is not None
-    expected = grouped_ffn(x, gate, plan, *weights, "gelu")
-    there = DispatchPlan(None, plan.offsets, 1)
-    got = grouped_ffn(x[plan.source_row], gate[plan.source_row], there, *weights, "gelu")
+    expected = ffn(x, gate, plan, weights)
+    there = DispatchPlan(None, plan.offsets, 1, REFERENCE)
+    got = ffn(x[plan.source_row], gate[plan.source_row], there, weights)
     torch.testing.assert_close(got, expected[plan.source_row], rtol=0, atol=0)
 
 
 def test_the_gate_that_is_one_may_be_left_out() -> None:
     (x, _, *weights), index = case(33)
-    plan = make_dispatch_plan(index, 5)
-    one = grouped_ffn(x, torch.ones(33), plan, *weights, "gelu")
-    assert torch.equal(one, grouped_ffn(x, None, plan, *weights, "gelu"))
+    plan = REFERENCE.make_plan(index, 5)
+    one = ffn(x, torch.ones(33), plan, weights)
+    assert torch.equal(one, ffn(x, None, plan, weights))
 
 
 def test_saves_tokens_and_pre_activation_only() -> None:
@@ -179,7 +187,7 @@ def test_saves_tokens_and_pre_activation_only() -> None:
     tokens, dim = 64, 32
     layer = PhysicsGuidedMoE(dim)
     x = torch.randn(1, tokens, dim, requires_grad=True)
-    plan = make_dispatch_plan(torch.randint(0, 6, (1, tokens, 1)), 6)
+    plan = REFERENCE.make_plan(torch.randint(0, 6, (1, tokens, 1)), 6)
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -196,7 +204,7 @@ def test_saves_tokens_and_pre_activation_only() -> None:
 
 def test_inference_keeps_no_pre_activation() -> None:
     (x, gate, *weights), index = case(8)
-    plan = make_dispatch_plan(index, 5)
+    plan = REFERENCE.make_plan(index, 5)
     y, pre = moe_ffn(x, gate, plan.source_row, plan.offsets, *weights, 1, "gelu", "reference", False)
     assert pre.shape == (0, HIDDEN)
     assert y.shape == x.shape
@@ -206,7 +214,7 @@ def test_frozen_experts_cost_no_weight_gradient(monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> None:
         raise AssertionError("weight gradients were computed")
 
-    monkeypatch.setattr(sorted_loop, "_WeightGradients", fail)
+    monkeypatch.setattr(reference, "_WeightGradients", fail)
     layer = PhysicsGuidedMoE(DIM, HIDDEN).requires_grad_(False)
     x = torch.randn(2, 9, DIM, requires_grad=True)
     layer(x)[0].sum().backward()
@@ -238,8 +246,8 @@ def test_auto_on_a_gpu_compiles_and_runs_in_every_dtype(
         layer_module, "auto_moe_backend_for_call", lambda best, _, dtype: real(best, "cuda", dtype)
     )
     layer, x = PhysicsGuidedMoE(DIM, HIDDEN).to(dtype), torch.randn(1, 7, DIM, dtype=dtype)
-    expected = layer.experts(x[0], None, make_dispatch_plan(layer(x)[1].expert_index, 6))
-    layer.backend = "grouped_mm"
+    expected = layer.experts(x[0], None, REFERENCE.make_plan(layer(x)[1].expert_index, 6))
+    layer.backend = BACKENDS["grouped_mm"]
     compiled = torch.compile(lambda x: layer(x)[0], fullgraph=True, backend="aot_eager")
     for run in (layer, compiled):
         y = run(x)[0] if run is layer else run(x)
@@ -273,7 +281,7 @@ def test_autocast_runs_the_experts_in_its_dtype_and_routes_in_float32() -> None:
 def test_a_second_derivative_is_refused_not_wrong() -> None:
     (x, gate, *weights), index = case(5)
     x.requires_grad_()
-    y = grouped_ffn(x, gate, make_dispatch_plan(index, 5), *weights, "gelu")
+    y = ffn(x, gate, REFERENCE.make_plan(index, 5), weights)
     (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError):
         dx.sum().backward()
