@@ -32,8 +32,8 @@ def cited() -> list[tuple[str, str, list[str]]]:
 
 
 def test_numbers_are_in_order_and_there_once() -> None:
-    assert SECTIONS == [str(number) for number in range(1, len(SECTIONS) + 1)]
-    assert EQUATIONS == [str(number) for number in range(1, 13)]
+    assert [str(number) for number in range(1, len(SECTIONS) + 1)] == SECTIONS
+    assert [str(number) for number in range(1, 13)] == EQUATIONS
 
 
 def test_everything_cited_exists() -> None:
