@@ -29,8 +29,8 @@ LONGER_FILES = {
     "crossearth_sar/data/simulator/landcover.py": (419, "to be split: shapes, classes"),
     "crossearth_sar/engine/finetune.py": (418, "goes where fine-tuning becomes an objective"),
 }
-"""Files above their room's limit: at most so long, and why. One that has become short enough, or is gone, has to
-be taken out."""
+"""Files above their room's limit: at most so long, and why. One that has become short enough, or is gone, has
+to be taken out."""
 
 NO_HOUSEHOLD_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 
@@ -94,7 +94,9 @@ def test_functions_are_short() -> None:
 
 
 def test_a_body_is_counted_without_signature_and_docstring() -> None:
-    text = 'def f(\n    a: int,\n) -> int:\n    """Two\n    lines."""\n    # and one\n    b = a\n    return b\n'
+    text = (
+        'def f(\n    a: int,\n) -> int:\n    """Two\n    lines."""\n    # and one\n    b = a\n    return b\n'
+    )
     (function,) = ast.parse(text).body
     assert isinstance(function, ast.FunctionDef)
     assert body_lines(function) == 3
