@@ -95,6 +95,9 @@ TABLE: dict[str, Step | Built | Left] = {
         places.teachers, replace={"FOLDER": "seven", "/data": "data"},
         leaves=("data/pseudo/SEN12/labels/ROIs1_a/s1_3/ROIs1_a_s1_3_p1.png",),
     ),
+    # CONTRIBUTING.md
+    "make venv": CI,
+    ".venv/bin/python -m pytest -q tests/moe": Left("the tests of a room: all of them run with make test"),
     # docs/BENCHMARKS.md
     "crossearth-sar evaluate --list": Step(),
     "crossearth-sar evaluate --data-root /data --benchmark N2S --model runs/finetune-N2S/model": Step(
