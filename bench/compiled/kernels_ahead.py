@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,10 +20,12 @@ import triton
 
 from bench.compiled.ahead import AheadCase, case_digest, compile_case
 from bench.compiled.ahead_cases import ahead_cases
-from bench.speed.harness import write_report
+from bench.speed.harness import markdown_table, write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("sm_80", "sm_90")
+MOST = ("registers", "shared, B", "spilled, B")
+"""Columns whose maximum over a kernel's cases stands in README.md."""
 
 
 def all_cases(arch: str) -> dict[str, AheadCase]:
@@ -61,6 +64,24 @@ def kept_rows(table: Path) -> dict[tuple[str, str], dict[str, object]]:
     }
 
 
+def by_kernel(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    """A line per architecture and kernel: how many cases, and the most that one of them takes."""
+    groups: dict[tuple[object, object], list[Mapping[str, object]]] = {}
+    for row in rows:
+        groups.setdefault((row["arch"], row["kernel"]), []).append(row)
+    return [
+        {
+            "arch": arch,
+            "kernel": kernel,
+            "cases": len(group),
+            **{name: max(int(str(row[name])) for row in group) for name in MOST},
+            "mma": ", ".join(sorted({str(row["mma"]) for row in group})),
+            "with problems": sum(bool(row["problems"]) for row in group),
+        }
+        for (arch, kernel), group in groups.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -80,11 +101,12 @@ def main() -> None:
         found |= dict(zip(missing, compiled, strict=True))
     rows = [found[key] for key in wanted]
     notes = [
-        "Compiled ahead of time; this table says nothing about speed.",
+        "Compiled ahead of time; this table says nothing about speed. Every case is a line of results.csv.",
         "mma: HGMMA is wgmma, HMMA is mma.sync. async copy: global to shared memory past the registers.",
         "digest: of the kernel's code, types and constants; tests/kernels/test_ahead.py compares it.",
     ]
-    print(write_report(arguments.out, "Resources of the Triton kernels", rows, notes))
+    summary = markdown_table(by_kernel(rows))
+    print(write_report(arguments.out, "Resources of the Triton kernels", rows, notes, body=summary))
     bad = [f"{row['arch']} {row['case']}: {row['problems']}" for row in rows if row["problems"]]
     if bad:
         raise SystemExit("\n".join(bad))

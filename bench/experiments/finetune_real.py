@@ -4,8 +4,8 @@
         [--work runs/finetune-real] [--out bench/reports/finetune-real]
 
 FOLDER holds sen1floods11, kompsat5_oslo and airsar_sanfrancisco. AIRSAR channels and the labels of its halves
-are made of its coherency matrices, in WORK/data, first; each run is train/finetune.py with a recipe, and one
-that is finished is not repeated. No image is written into the report.
+are made of its coherency matrices, in WORK/data, first; each run is train/finetune.py with a recipe,
+and one that is finished is not repeated. No image is written into the report.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from PIL import Image
 from bench.speed.harness import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "crossearth_sar" / "cli" / "recipes"
 RECIPES = ("airsar", "water")
 VARIANTS = {  # name -> settings; those with weights start from them
     "frozen": ["mode=frozen"],
@@ -107,7 +106,7 @@ def train(recipe: str, output: Path, settings: list[str]) -> None:
         sys.executable,
         "train/finetune.py",
         "--config",
-        str(RECIPES / f"finetune_{recipe}.yaml"),
+        f"finetune_{recipe}",
     ]
     resume = ["--resume"] if (output / "checkpoints").exists() else []
     outputs = [f"output={output.resolve()}"]

@@ -195,7 +195,7 @@ def main() -> None:
     with arguments.index.open(encoding="utf-8", newline="") as file:
         entries = [entry for entry in csv.DictReader(file) if "complex64" in entry["values"]]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, pictures = [], []
     for entry in entries:
         path = arguments.index.parent / entry["image"]
         slc = without_empty_border(read_image(path).values[0].astype(np.complex128))
@@ -209,12 +209,14 @@ def main() -> None:
             "sub-looks, mean": f"{sum(by_axis) / 2:.3f}",
         })  # fmt: skip
         picture(path.stem, slc, arguments.out / f"{path.stem}.png")
+        pictures.append(path.stem)
     notes = [
         "Number of looks of single-look complex images: physics says 1. How each estimate works is in "
         "bench.experiments.single_look; both give 1 for simulated single-look speckle (tests/descriptors).",
         f"Patches of {PATCH} x {PATCH} pixels; of uniform ground: the {KEPT_SHARE:.0%} whose four "
         "neighbours' means are most alike.",
-        "A value of the patches well below that of the sub-looks means texture finer than a patch.",
+        "A value of the patches well below that of the sub-looks means texture finer than a patch. Images "
+        f"and correlations: {', '.join(f'[{name}]({name}.png)' for name in pictures)}.",
     ]
     print(write_report(arguments.out, "Looks of single-look complex images", rows, notes))
 

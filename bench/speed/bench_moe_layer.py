@@ -352,6 +352,7 @@ def write(
         f"a large copy {ceilings['copy_gb_per_s']:.4g} GB/s (read + write).",
         "Forward is without gradients. GFLOP and MB: of the two products, and the fewest bytes they move.",
         f"Rounds: up to {options.rounds}, fewer where a set of turns took {options.case_s:g} s (its column).",
+        "The ratios of uniform routing as [a picture](ratios.png).",
     ]
     notes += [f"Not measured, the time budget was spent: {'; '.join(unmeasured)}"] if unmeasured else []
     return write_report(

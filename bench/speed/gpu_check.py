@@ -31,7 +31,6 @@ from typing import Any
 import torch
 
 from bench.speed.harness import gpu_state, markdown_table
-from crossearth_sar.backend import extension_status
 from crossearth_sar.provenance import provenance
 
 HAS_CUDA_HALF = "import crossearth_sar._descriptors as built; raise SystemExit(not built.has_cuda)"
@@ -178,7 +177,7 @@ def _parallel() -> list[str]:
 def _build_step() -> Step:
     """The descriptors' extension with its CUDA half, in place, where the one that is there lacks it."""
     reason = ""
-    if "C++ and CUDA" in extension_status()[1]:
+    if has_cuda_half():
         reason = "the extension has its CUDA half already"
     elif shutil.which("nvcc") is None:
         reason = "no nvcc on PATH"

@@ -1,6 +1,6 @@
 """A roofline picture from a benchmark's folder: FLOP per byte against TFLOP/s, under what the device can do.
 
-    python -m bench.speed.roofline bench/reports/moe-layer-cpu [--contenders ours dense] [--out roofline.png]
+    python -m bench.speed.roofline runs/bench/moe-layer [--contenders ours dense] [--out roofline.png]
 
 The roof is the device's own: the rate of a large product and the bandwidth of a large copy, measured in the
 same run as the points (results.json). The bytes of a point are the fewest the two products move (its MB
@@ -41,9 +41,26 @@ def read_points(folder: Path, contenders: Sequence[str]) -> list[dict[str, str]]
     return layer or wanted
 
 
+def read_ceilings(folder: Path) -> dict[str, float]:
+    """What the device did at best in the same run (harness.measure_ceilings).
+
+    Raises:
+        InputError: the folder is a report from elsewhere: results.json stays where the run was.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise InputError(
+            f"{path} is not there",
+            expected="a folder that bench_moe_layer wrote on this machine; reports in bench/reports are kept "
+            "without it",
+        )
+    ceilings: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["ceilings"]
+    return ceilings
+
+
 def draw(folder: Path, contenders: Sequence[str], path: Path) -> Path:
     points = read_points(folder, contenders)
-    ceilings = json.loads((folder / "results.json").read_text(encoding="utf-8"))["ceilings"]
+    ceilings = read_ceilings(folder)
     peak, bandwidth = ceilings["gemm_tflops"], ceilings["copy_gb_per_s"] / 1e3
     names = list(dict.fromkeys(row["contender"] for row in points))
     figure = new_figure(9, 6)

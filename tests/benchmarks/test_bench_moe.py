@@ -282,11 +282,12 @@ def test_gpu_check_fits_into_its_time() -> None:
 
 @pytest.mark.parametrize("built", [True, False])
 def test_gpu_check_asks_anew_for_what_a_step_has_built(built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "extension_status", lambda: (True, "C++, built without CUDA"))  # before
     monkeypatch.setattr(gpu_check, "HAS_CUDA_HALF", f"raise SystemExit({not built})")
     files = gpu_check.gpu_test_files()
     assert ("tests/descriptors/test_fused_cuda.py" in files) == built
     assert "tests/kernels/test_grouped_forward.py" in files
+    (build,) = (s for s in gpu_check.gpu_steps() if s.name == "extension")
+    assert (build.skip == "the extension has its CUDA half already") == built
     (descriptors,) = (s for s in gpu_check.gpu_steps() if s.name == "descriptors")
     outcome = gpu_check.run_step(descriptors, 0.0, Path("unused"))
     assert outcome.verdict == ("out of time" if built else "skipped")

@@ -53,17 +53,7 @@ def radar_figure(
     Raises:
         InputError: for fewer than three spokes, no model, or a score that is negative.
     """
-    if len(spokes) < 3 or not scores:
-        raise InputError(
-            "nothing to draw a radar chart of",
-            got=f"{len(spokes)} spokes, {len(scores)} models",
-            expected="at least three spokes and one model",
-        )
-    table = np.array(
-        [[mine.get(spoke, math.nan) for spoke in spokes] for mine in scores.values()], dtype=float
-    )
-    if (table < 0).any():
-        raise InputError("a score is negative", got=float(np.nanmin(table)), expected="percent, 0 or more")
+    table = _checked_table(spokes, scores)
     largest = np.array([np.nanmax(column) if np.isfinite(column).any() else 1.0 for column in table.T])
     angles = np.linspace(0, 2 * np.pi, len(spokes), endpoint=False)
 
@@ -99,6 +89,22 @@ def radar_figure(
             markersize=3,
         )
     return save(figure, path)
+
+
+def _checked_table(spokes: Sequence[str], scores: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    """(models, spokes) float64, NaN for a missing score; what radar_figure refuses ends here."""
+    if len(spokes) < 3 or not scores:
+        raise InputError(
+            "nothing to draw a radar chart of",
+            got=f"{len(spokes)} spokes, {len(scores)} models",
+            expected="at least three spokes and one model",
+        )
+    table = np.array(
+        [[mine.get(spoke, math.nan) for spoke in spokes] for mine in scores.values()], dtype=float
+    )
+    if (table < 0).any():
+        raise InputError("a score is negative", got=float(np.nanmin(table)), expected="percent, 0 or more")
+    return table
 
 
 def _handles(names: Sequence[str], reference: Sequence[str]) -> list[Line2D]:

@@ -1,0 +1,166 @@
+"""What the commands of the documents read: small trees where the documents name folders of a user.
+
+Each function gets the folder a command runs in and makes what is not there yet.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import yaml
+from dataset_trees import air, ddhr, sarbud, save
+from documents import blocks
+
+from crossearth_sar.evaluation.registry import benchmark
+from crossearth_sar.model import build_model, save_model
+
+SMALL_MODEL: dict[str, Any] = {
+    "crop_size": 128,
+    "crop_stride": 128,
+    "vit": {"dim": 32, "num_heads": 2, "patch_size": 32, "image_size": 128},
+    "decoder": {
+        "channels": 32, "num_queries": 6, "pixel_layers": 1, "pixel_ffn_dim": 32, "query_layers": 1,
+        "query_ffn_dim": 32, "num_points": 64,
+    },
+}  # fmt: skip
+
+SEVEN = ("building", "road", "water", "barren", "forest", "agricultural", "background")
+
+ADAPTER = """
+import torch
+
+def build(num_classes, device):
+    levels = torch.arange(num_classes).view(1, -1, 1, 1) * 40.0
+    return lambda image: (image.mean(1, keepdim=True) - levels).abs().neg()[..., ::8, ::8]
+"""
+
+
+def own_images(place: Path) -> None:
+    """README's «Your own images» as my.yaml, and the folder it names, below the place instead of /data."""
+    (block,) = (b for b in blocks("yaml") if b.document == "README.md")
+    text = block.text.replace("/data/my-sensor", "my-sensor")
+    (place / "my.yaml").write_text(text, encoding="utf-8")
+    if not (place / "my-sensor").exists():
+        for i in range(5):
+            decibels = _decibels(i, 1)[0]
+            decibels[:4, :4] = 0  # what the config calls nodata
+            save(place / "my-sensor" / "images" / f"{i}.tif", decibels)
+            save(place / "my-sensor" / "labels" / f"{i}.png", (decibels < -10).astype(np.uint8))
+    backbone(place)
+
+
+def backbone(place: Path) -> None:
+    """BACKBONE: a model folder of this package."""
+    model_folder(place / "backbone", 2)
+
+
+def model_folder(folder: Path, num_classes: int, *, named: bool = False) -> None:
+    if not folder.exists():
+        model = build_model("crossearth_sar_tiny", num_classes, changes=SMALL_MODEL)
+        if named:
+            model.name_classes(SEVEN)
+        save_model(model, folder)
+
+
+def benchmarks(place: Path) -> None:
+    """Two of the six datasets, and BACKBONE."""
+    if not (place / "data").exists():
+        air(place / "data", places=2)
+        ddhr(place / "data", patches=2)
+    backbone(place)
+
+
+def one_target(place: Path) -> None:
+    """A data root where the images of one row's target are, and that row's model."""
+    if not (place / "one").exists():
+        sarbud(place / "one", patches=2)
+    classes = len(benchmark("A2S").classes.classes.names)
+    model_folder(place / "runs" / "finetune-A2S" / "model", classes)
+    package = place / "mypackage"
+    package.mkdir(exist_ok=True)
+    (package / "mymodel.py").write_text(ADAPTER, encoding="utf-8")
+
+
+def water(place: Path) -> None:
+    """What the recipe finetune_water reads, and BACKBONE."""
+    root = place / "data"
+    if not root.exists():
+        for i, region in enumerate(("Ghana", "Mekong", "Pakistan", "Spain", "Somalia", "USA")):
+            decibels = _decibels(i, 2)
+            save_bands(root / "sen1floods11" / "S1" / f"{region}_{i}_S1Hand.tif", decibels)
+            label = np.where(decibels[0] < -10, 1, 0).astype(np.int16)
+            save(root / "sen1floods11" / "Labels" / f"{region}_{i}_LabelHand.tif", label)
+        power = 10 ** (_decibels(7, 1)[0] / 10)
+        is_water = (power < 0.1).astype(np.uint8)
+        save(root / "kompsat5_oslo" / "img" / "a.tif", (power * 1000).astype(np.uint16))
+        save(root / "kompsat5_oslo" / "mask" / "a.png", is_water)
+        (root / "airsar").mkdir()
+        np.save(root / "airsar" / "HH.npy", np.sqrt(power).astype(np.float32))
+        save(root / "airsar" / "label_all.png", 1 - is_water)
+    backbone(place)
+
+
+def scenes(place: Path) -> None:
+    """Scenes of two kinds, and trained models of seven classes."""
+    for folder in ("runs/cpt/model", "runs/finetune/model"):
+        model_folder(place / folder, 7, named=True)
+    for i in range(2):
+        save(place / "scenes" / f"{i}.tif", _decibels(i, 1)[0])
+        save(place / "scenes" / "2026" / f"s1_{i}.tif", _decibels(i, 1)[0])
+    rng = np.random.default_rng(0)
+    scene = rng.normal(size=(130, 70)) + 1j * rng.normal(size=(130, 70))
+    np.save(place / "scene.npy", scene.astype(np.complex64))
+
+
+def teachers(place: Path) -> None:
+    """Optical twins under three roofs, a teacher that knows the seven classes and one of three classes."""
+    model_folder(place / "seven", 7, named=True)
+    model_folder(place / "three", 3)
+    (block,) = (b for b in blocks("yaml") if b.document == "docs/PSEUDO_LABELS.md")
+    (place / "map.yaml").write_text(block.text, encoding="utf-8")
+    rng = np.random.default_rng(0)
+    pairs = {
+        "pairs": ("sar/1", "opt/1"),
+        "data/SEN12": ("ROIs1_a/s1_3/ROIs1_a_s1_3_p1", "ROIs1_a/s2_3/ROIs1_a_s2_3_p1"),
+    }
+    for root, (sar, optical) in pairs.items():
+        save(place / root / f"{sar}.png", rng.integers(1, 255, (64, 64), dtype=np.uint8))
+        save(place / root / f"{optical}.png", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+
+
+def label_maps(place: Path) -> None:
+    """Label maps of four teachers that agree on half of the pixels."""
+    for shift, name in enumerate("abcd"):
+        label = np.zeros((8, 8), np.uint8)
+        label[4:] = shift
+        save(place / "runs" / f"pseudo-{name}" / "1.png", label)
+
+
+def mixture(place: Path) -> None:
+    """docs/TRAINING.md's mixture as my.yaml, with a validation domain beside it, and its data."""
+    (block,) = (b for b in blocks("yaml") if b.document == "docs/TRAINING.md")
+    settings = yaml.safe_load(block.text)
+    (place / "my.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        label = np.broadcast_to((np.arange(256) % 7).astype(np.uint8), (256, 256))
+        image = rng.integers(1, 255, (256, 256), dtype=np.uint8)
+        save(place / "QXS-SAROPT" / "sar_256_oc_0.2" / f"{i}.png", image)
+        save(place / "pseudo" / "QXS-SAROPT" / "labels" / "sar_256_oc_0.2" / f"{i}.png", label)
+        save(place / "own" / "images" / f"{i}.tif", rng.random((140, 140), dtype=np.float32) + 0.1)
+        save(place / "own" / "labels" / f"{i}.png", label[:140, :140])
+
+
+def save_bands(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, values, photometric="minisblack", planarconfig="separate")
+
+
+def _decibels(seed: int, bands: int) -> np.ndarray:
+    """(bands, 128, 128) float32: a dark and a bright half, in single-look speckle."""
+    speckle = np.random.default_rng(seed).exponential(size=(bands, 128, 128))
+    level = np.where(np.arange(128) < 64, 0.01, 0.5)
+    return (10 * np.log10(speckle * level + 1e-6)).astype(np.float32)
