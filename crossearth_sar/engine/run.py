@@ -27,7 +27,15 @@ from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks, any_rank, decided_by_main, mean_over_ranks
 from crossearth_sar.engine.executors.base import Executor
 from crossearth_sar.engine.nonfinite import NonFiniteError, first_nonfinite_layer, gather_findings
-from crossearth_sar.engine.objectives.base import Batch, Objective, named_rows, on_device, split_into_parts
+from crossearth_sar.engine.objectives.base import (
+    Batch,
+    Finished,
+    Losses,
+    Objective,
+    named_rows,
+    on_device,
+    split_into_parts,
+)
 from crossearth_sar.engine.optim import learning_rate
 from crossearth_sar.engine.output_folder import Claim, claim
 from crossearth_sar.engine.resume import best_of, find_checkpoint, go_on_words
@@ -127,13 +135,14 @@ class Run:
     def finish(self) -> dict[str, Any]:
         """Leaves the best model, by validation, in model/, and the objective's report; a collective call."""
         model = self.executor.whole()
-        if self.best is not None and self.best["step"] != self.step:
-            best = self.checkpoints / step_name(int(self.best["step"]))
-            self.say(f"the best validation was at step {int(self.best['step'])}: its model is the result")
-            load_weights(best, model)
+        of_step = self.step if self.best is None else int(self.best["step"])
+        if of_step != self.step:
+            self.say(f"the best validation was at step {of_step}: its model is the result")
+            load_weights(self.checkpoints / step_name(of_step), model)
         if self.ranks.is_main:
             self.objective.save_model(model, self.output / "model", model.state_dict())
-        return self.objective.report(self, model)
+        finished = Finished(self.output, self.step, of_step, self.executor.facts(), self.say)
+        return self.objective.report(finished, model)
 
     def close(self) -> None:
         """Gives the folder back."""
@@ -194,7 +203,7 @@ class Run:
             self._meet_nonfinite(row, parts, buffers)
         return row
 
-    def _losses(self, index: int, part: Batch) -> Any:
+    def _losses(self, index: int, part: Batch) -> Losses:
         """Of this rank's part `index`, with the random numbers that are its own."""
         parts = self.ranks.size * self.config.accumulation
         number = self.ranks.rank + self.ranks.size * index

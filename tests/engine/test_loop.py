@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from crossearth_sar.engine.checkpoint_files import list_checkpoints
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.log import TensorBoard, read_csv
+from crossearth_sar.engine.objectives.domains import evaluate_together
 from crossearth_sar.engine.optim import learning_rate
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.evaluate import evaluate
@@ -83,10 +84,10 @@ def closed(board: TensorBoard) -> bool:
 def whole_run(config: RunConfig) -> dict[str, Any]:
     trainer = begin(config)
     finished = trainer.fit()
-    model, held_out = trainer.executor.whole(), trainer.objective.validation
-    shared = trainer.objective.evaluate(model, held_out)
+    model, held_out = trainer.executor.whole(), trainer.objective.domains.validation
+    shared = evaluate_together(model, held_out, trainer.ranks)
     alone = evaluate(model, held_out, range(len(held_out)))
-    at_most = trainer.objective.evaluate(model, held_out, 3)
+    at_most = evaluate_together(model, held_out, trainer.ranks, 3)
     try:
         begin(config)
         refused = ""

@@ -12,16 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-if TYPE_CHECKING:
-    from crossearth_sar.engine.executors.base import Executor
-    from crossearth_sar.engine.run import Run
+from crossearth_sar.engine.executors.base import Executor
 
 Batch = dict[str, Any]
 Forward = Callable[..., Any]
@@ -56,6 +54,21 @@ class Losses:
 
     total: Tensor
     values: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finished run tells its objective's report.
+
+    output: its folder. step: optimizer steps done. model_of_step: those behind the model that is left.
+    facts: of the executor. say: a line to the user, from the main rank.
+    """
+
+    output: Path
+    step: int
+    model_of_step: int
+    facts: Mapping[str, Any]
+    say: Callable[[str], None]
 
 
 class Objective:
@@ -135,7 +148,7 @@ class Objective:
         """Lines for the user before the first step."""
         return []
 
-    def report(self, run: Run, model: nn.Module) -> dict[str, Any]:
+    def report(self, finished: Finished, model: nn.Module) -> dict[str, Any]:
         """What a finished run leaves beside its model, scored on `model`, the best; collective."""
         return {}
 

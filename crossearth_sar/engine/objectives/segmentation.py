@@ -13,27 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossearth_sar.data.domain import (
-    Domain,
-    open_domain,
-    require_held_out,
-    require_labels,
-    require_same_classes,
-)
 from crossearth_sar.data.sample import Sample
 from crossearth_sar.data.stream import TrainStream, join_samples
 from crossearth_sar.data.transforms import AugmentConfig, TrainTransform, center_crop_or_pad
 from crossearth_sar.engine.config import RunConfig
-from crossearth_sar.engine.distributed import Ranks, sum_over_ranks
-from crossearth_sar.engine.objectives.base import Batch, Forward, Load, Losses, Objective
+from crossearth_sar.engine.distributed import Ranks
+from crossearth_sar.engine.objectives.base import Batch, Finished, Forward, Load, Losses, Objective
 from crossearth_sar.engine.objectives.batch_loss import part_weights, weigh, with_global_shares
+from crossearth_sar.engine.objectives.domains import evaluate_together, open_domains
 from crossearth_sar.engine.objectives.feature_cache import FeatureCache, join_features
 from crossearth_sar.engine.objectives.network import build_network, check_weights, count_parameters
 from crossearth_sar.engine.objectives.segmentation_report import write_report
 from crossearth_sar.engine.planning.layout import run_model_config
 from crossearth_sar.engine.throughput import balance_columns, forward_flop, tokens_per_image
-from crossearth_sar.errors import InputError
-from crossearth_sar.evaluation.evaluate import Evaluation, evaluate
 from crossearth_sar.model import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -67,30 +59,9 @@ class Segmentation(Objective):
         if not goes_on or config.mode != "full":
             check_weights(config)
         run_model_config(config, num_classes=1)  # wrong settings are found before data are opened
-        self._open_domains()
+        self.domains = open_domains(config)
+        self.classes = self.domains.classes
         self.model_config = run_model_config(config, num_classes=len(self.classes))
-
-    def _open_domains(self) -> None:
-        config = self.config
-        if config.train is None:
-            raise InputError(
-                "the run names no training domain",
-                expected="train: {name: …, folder: {…}}, or simulated, official, mixture",
-                fix="add train to the config; docs/TRAINING.md, Data",
-            )
-        source, held_out = config.train, config.validation
-        if held_out is None:
-            from crossearth_sar.data.domain import held_out_of
-
-            source, held_out = held_out_of(source)
-        self.train_domain = open_domain(source, config.data_root)
-        self.validation = open_domain(held_out, config.data_root)
-        self.unseen = [open_domain(domain, config.data_root) for domain in config.unseen]
-        others = [self.validation, *self.unseen]
-        require_same_classes([self.train_domain, *others])
-        require_held_out(self.train_domain, others)
-        require_labels(self.train_domain)
-        self.classes = self.train_domain.classes
 
     def build(self, *, from_start: bool) -> CrossEarthSAR:
         frozen_from_elsewhere = self.config.mode != "full"
@@ -106,7 +77,7 @@ class Segmentation(Objective):
     def batches(self, load: Load) -> Iterable[Batch]:
         size, augment = self.model_config.crop_size, self.config.augment
         transform = _Centre(size) if augment is None else TrainTransform(replace(augment, crop_size=size))
-        stream = TrainStream(self.train_domain, transform, self.config.seed)
+        stream = TrainStream(self.domains.train, transform, self.config.seed)
         if self.config.cache_features:
             cache = FeatureCache(stream, self._features, self.config.cache_limit_gb)
             return load(cache, join_features, in_process=True)
@@ -162,7 +133,9 @@ class Segmentation(Objective):
             model.standardizer.eval()
 
     def score(self, model: nn.Module) -> dict[str, float]:
-        scores = self.evaluate(model, self.validation, self.config.validation_samples).confusion.scores()
+        assert isinstance(model, CrossEarthSAR)
+        held_out, at_most = self.domains.validation, self.config.validation_samples
+        scores = evaluate_together(model, held_out, self.ranks, at_most).confusion.scores()
         ious = zip(self.classes.names, scores.iou, strict=True)
         return {
             "miou": scores.miou,
@@ -171,17 +144,7 @@ class Segmentation(Objective):
         }
 
     def score_words(self, row: Mapping[str, float]) -> str:
-        return f"mIoU {row['miou']:.3f} on {self.validation.name}"
-
-    def evaluate(self, model: nn.Module, domain: Domain, max_samples: int | None = None) -> Evaluation:
-        """`model` on up to `max_samples` evenly spaced samples, shared among ranks; a collective call."""
-        assert isinstance(model, CrossEarthSAR)
-        count = min(len(domain), max_samples or len(domain))
-        chosen = [i * len(domain) // count for i in range(count)]
-        result = evaluate(model, domain, chosen[self.ranks.rank :: self.ranks.size])
-        result.confusion.counts.copy_(sum_over_ranks(result.confusion.counts))
-        result.tokens_LE = sum_over_ranks(result.tokens_LE)
-        return result
+        return f"mIoU {row['miou']:.3f} on {self.domains.validation.name}"
 
     def save_model(self, model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> list[str]:
         assert isinstance(model, CrossEarthSAR)
@@ -199,19 +162,19 @@ class Segmentation(Objective):
     def describe(self, model: nn.Module) -> list[str]:
         assert isinstance(model, CrossEarthSAR)
         config = self.config
-        unseen = ", ".join(f"{d.name} ({len(d)})" for d in self.unseen) or "none"
+        unseen = ", ".join(f"{d.name} ({len(d)})" for d in self.domains.unseen) or "none"
         return [
             f"{config.preset}, mode {config.mode}: {self.counts}; {len(self.classes)} classes",
             f"weights {config.weights or 'none: the backbone is as initialised'}; {config.steps} steps of "
             f"{config.batch_size} images of {self.model_config.crop_size} pixels; "
             f"{forward_flop(self.model_config) / 1e9:.1f} GFLOP a forward pass of one image",
-            f"train {self.train_domain.name} ({len(self.train_domain)} images), held out "
-            f"{self.validation.name} ({len(self.validation)}), unseen {unseen}",
+            f"train {self.domains.train.name} ({len(self.domains.train)} images), held out "
+            f"{self.domains.validation.name} ({len(self.domains.validation)}), unseen {unseen}",
         ]
 
-    def report(self, run: Any, model: nn.Module) -> dict[str, Any]:
+    def report(self, finished: Finished, model: nn.Module) -> dict[str, Any]:
         assert isinstance(model, CrossEarthSAR)
-        return write_report(run, self, model)
+        return write_report(finished, self.config, self.domains, self.ranks, self.counts, model)
 
 
 class _Centre(TrainTransform):

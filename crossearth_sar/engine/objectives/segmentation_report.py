@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from crossearth_sar.data.domain import Domain
+from crossearth_sar.engine.config import RunConfig
+from crossearth_sar.engine.distributed import Ranks
 from crossearth_sar.engine.log import read_csv
+from crossearth_sar.engine.objectives.base import Finished
+from crossearth_sar.engine.objectives.domains import Domains, evaluate_together
+from crossearth_sar.engine.objectives.network import ParameterCounts
 from crossearth_sar.evaluation.baselines import (
     class_histogram,
     majority_class,
@@ -22,40 +28,43 @@ from crossearth_sar.evaluation.metrics import ConfusionMatrix
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.provenance import provenance
 
-if TYPE_CHECKING:
-    from crossearth_sar.engine.objectives.segmentation import Segmentation
-    from crossearth_sar.engine.run import Run
-
 LOSS_WINDOW = 20
 """Steps at either end of a run whose mean loss is compared."""
 
 
-def write_report(run: Run, objective: Segmentation, model: CrossEarthSAR) -> dict[str, Any]:
+def write_report(
+    finished: Finished,
+    config: RunConfig,
+    domains: Domains,
+    ranks: Ranks,
+    counts: ParameterCounts,
+    model: CrossEarthSAR,
+) -> dict[str, Any]:
     """Evaluates held-out and unseen domains, writes into the run's folder, prints the table.
 
     Files: metrics.json, report.md, parameters.txt, predictions-*.png, curves.png, experts-*.png. A collective
     call; the mapping of metrics.json is returned, on rank 0 only filled.
     """
-    output = run.output
-    run.say("evaluating held-out and unseen images …")
+    output = finished.output
+    finished.say("evaluating held-out and unseen images …")
     results: dict[str, Any] = {}
-    is_main = run.ranks.is_main
-    majority = majority_class(class_histogram(objective.train_domain, max_samples=64)) if is_main else 0
-    for domain in [objective.validation, *objective.unseen]:
-        evaluation = objective.evaluate(model, domain)
+    is_main = ranks.is_main
+    majority = majority_class(class_histogram(domains.train, max_samples=64)) if is_main else 0
+    for domain in [domains.validation, *domains.unseen]:
+        evaluation = evaluate_together(model, domain, ranks)
         if is_main:
             results[domain.name] = _scores(domain, evaluation, majority)
-            _pictures(run, model, domain, evaluation.expert_share_LE.cpu())
+            _pictures(output, config.pictures, model, domain, evaluation.expert_share_LE.cpu())
     if not is_main:
         return {}
     train_rows = read_csv(output / "train.csv")
     metrics = {
         "provenance": provenance(),
-        "steps": run.step,
-        "model_of_step": int(run.best["step"]) if run.best else run.step,
-        **run.executor.facts(),
-        "classes": list(objective.classes.names),
-        "majority_class": objective.classes.names[majority],
+        "steps": finished.step,
+        "model_of_step": finished.model_of_step,
+        **finished.facts,
+        "classes": list(domains.classes.names),
+        "majority_class": domains.classes.names[majority],
         "loss": _loss_summary([float(row["loss"]) for row in train_rows]),
         "domains": results,
     }
@@ -64,9 +73,8 @@ def write_report(run: Run, objective: Segmentation, model: CrossEarthSAR) -> dic
     curves_figure(
         _columns(train_rows), output / "curves.png", "Training", validation=_columns(validation) or None
     )
-    counts = f"{run.config.mode}: {objective.counts}\n"
-    (output / "parameters.txt").write_text(counts, encoding="utf-8")
-    report = _report(metrics, run.config.preset, objective.train_domain.name)
+    (output / "parameters.txt").write_text(f"{config.mode}: {counts}\n", encoding="utf-8")
+    report = _report(metrics, config.preset, domains.train.name)
     (output / "report.md").write_text(report, encoding="utf-8")
     print(f"\n{report}\nAll of it is in {output}/", flush=True)
     return metrics
@@ -92,8 +100,8 @@ def _baselines(domain: Domain, majority: int) -> dict[str, ConfusionMatrix]:
     return found
 
 
-def _pictures(run: Run, model: CrossEarthSAR, domain: Domain, share_LE: torch.Tensor) -> None:
-    output, rows = run.output, min(run.config.pictures, len(domain))
+def _pictures(output: Path, rows: int, model: CrossEarthSAR, domain: Domain, share_LE: torch.Tensor) -> None:
+    rows = min(rows, len(domain))
     if rows:
         samples = [domain[i * len(domain) // rows] for i in range(rows)]
         predictions = [predict_sample(model, sample).cpu() for sample in samples]
