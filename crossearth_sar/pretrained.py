@@ -8,7 +8,7 @@ never loaded: its classes are the task's.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,33 +70,41 @@ def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0
     else:
         _require_same_function(own, config, path)
         state, standardizer = _read_own(path, config)
+    upcycle = _upcycling(state, config, path, expert_noise, seed)
+    backbone = model.backbone
+    assert isinstance(backbone, VisionTransformer)
+    target = backbone.state_dict()
+    with torch.device("meta"):  # shapes first, without the memory of all copies
+        planned = {name: torch.empty(value.shape) for name, value in state.items()}
+        planned = upcycle(planned, expert_noise=0.0) if upcycle else planned
+    require_fit(planned, target, f"weights {path}", may_lack=lambda key: _may_lack(key, upcycle is not None))
+    for key in list(state):
+        part = {key: state.pop(key)}
+        for name, value in (upcycle(part) if upcycle else part).items():
+            with torch.no_grad():
+                target[name].copy_(value)
+    if standardizer:
+        model.standardizer.load_state_dict(standardizer)  # type: ignore[union-attr]
+
+
+def _upcycling(
+    state: Mapping[str, Tensor], config: ModelConfig, path: Path, expert_noise: float, seed: int
+) -> Callable[..., dict[str, Tensor]] | None:
+    """What makes these weights a sparse model's; None where both are dense, or both sparse."""
     sparse_weights = any(".mlp.experts." in key for key in state)
-    upcycles = config.moe is not None and not sparse_weights
-    if expert_noise and not upcycles:
+    if config.moe is not None and not sparse_weights:
+        _require_dense_activation(config.moe.expert, path)
+        return partial(
+            upcycle_state_dict, num_experts=config.moe.num_experts, expert=config.moe.expert,
+            expert_noise=expert_noise, seed=seed,
+        )  # fmt: skip
+    if expert_noise:
         raise InputError(
             "expert_noise is for dense weights in a sparse model",
             got=f"{expert_noise} for {'sparse weights' if sparse_weights else 'a dense model'}",
             fix="leave it out",
         )
-    backbone = model.backbone
-    assert isinstance(backbone, VisionTransformer)
-    target = backbone.state_dict()
-    planned = state
-    if config.moe is not None and upcycles:
-        _require_dense_activation(config.moe.expert, path)
-        upcycle = partial(upcycle_state_dict, num_experts=config.moe.num_experts, expert=config.moe.expert)
-        with torch.device("meta"):  # shapes first, without the memory of all copies
-            planned = upcycle({k: torch.empty(v.shape) for k, v in state.items()})
-    require_fit(planned, target, f"weights {path}", may_lack=lambda key: _may_lack(key, upcycles))
-    for key in list(state):
-        part = {key: state.pop(key)}
-        if upcycles:
-            part = upcycle(part, expert_noise=expert_noise, seed=seed)
-        for name, value in part.items():
-            with torch.no_grad():
-                target[name].copy_(value)
-    if standardizer:
-        model.standardizer.load_state_dict(standardizer)  # type: ignore[union-attr]
+    return None
 
 
 def _may_lack(key: str, upcycles: bool) -> bool:

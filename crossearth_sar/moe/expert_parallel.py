@@ -5,7 +5,8 @@ without a row takes part with zero rows, so that the graph is the same everywher
 device once a layer, for the splits; the backward has them already. Knows torch.distributed only; what
 DeepSpeed needs to be told is in engine/deepspeed_moe.py.
 
-N routed rows here, M rows received, S senders, E experts, D dim, K top-k.
+B batch, T tokens, N routed rows here, M rows received, A runs of rows, S senders, E experts, E1 = E + 1,
+D dim, K top-k.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ def _plan_of_arrived(counts_SE: Tensor, rows: int, plan: DispatchPlan) -> Dispat
     shift_A = arrived_at_A - _starts(length_A)
     # Without output_size the host would ask the device for the sum of the lengths.
     shift_M = shift_A.repeat_interleave(length_A, output_size=rows)
-    offsets = F.pad(counts_SE.sum(0).cumsum(0), (1, 0)).int()
-    source_row = torch.arange(rows, dtype=torch.int32, device=counts_SE.device) + shift_M
-    return DispatchPlan(source_row, offsets, top_k=1, backend=plan.backend)
+    offsets_E1 = F.pad(counts_SE.sum(0).cumsum(0), (1, 0)).int()
+    source_row_M = torch.arange(rows, dtype=torch.int32, device=counts_SE.device) + shift_M
+    return DispatchPlan(source_row_M, offsets_E1, top_k=1, backend=plan.backend)
 
 
 def _starts(length_A: Tensor) -> Tensor:

@@ -39,9 +39,7 @@ class PhysicsGuidedMoE(nn.Module):
         expert: what an expert is, its activation included; None is linear, `activation`, linear.
         backend: "auto" | "reference" | "triton" | "megablocks" | "grouped_mm", resolved here, once.
             "auto" takes the best that works for tokens on a GPU, and the reference for tokens on a CPU and in
-            a dtype that the best is not made for. A backend asked for by name is never replaced. Under
-            torch.compile with fullgraph, experts of other types than "ffn" need "grouped_mm": the reference
-            composes them after reading the rows per expert.
+            a dtype that the best is not made for. A backend asked for by name is never replaced.
 
     Raises:
         InputError (a ValueError): for arguments out of range, or a backend that does not work here.

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from micro_model import MICRO, amplitude, label
-from ranks import RankPool
+from ranks import shared_pool
 from torch import Tensor, nn
 
 from crossearth_sar import InputError, PhysicsGuidedMoE, build_model, load_model, replace_ffn
@@ -20,11 +20,12 @@ from crossearth_sar.backend import MOE_BACKENDS, moe_backend_status, resolve_moe
 from crossearth_sar.config import from_mapping, merge, parse_overrides, to_mapping
 from crossearth_sar.engine.export import export
 from crossearth_sar.engine.optim import parameter_groups
-from crossearth_sar.engine.planning.memory import count_parameters
+from crossearth_sar.engine.planning.memory import activation_bytes, count_parameters
 from crossearth_sar.model import save_model
 from crossearth_sar.moe import DenseFFN, ExpertSpec, ExpertType, register_expert, upcycle_state_dict
 from crossearth_sar.moe.backends import BACKENDS
 from crossearth_sar.moe.backends.base import GroupedLinear
+from crossearth_sar.moe.backends.grouped_linear import grouped_linear
 from crossearth_sar.moe.expert_parallel import ExpertParallelExperts
 from crossearth_sar.presets import ModelConfig, MoEConfig, crossearth_sar_tiny
 from crossearth_sar.pretrained import load_backbone
@@ -142,11 +143,27 @@ def test_without_biases_and_under_autocast() -> None:
     torch.testing.assert_close(y.float(), exact, rtol=0.1, atol=0.1)
 
 
-def test_compiles_fullgraph_on_grouped_mm() -> None:
-    layer = layer_of(backend="grouped_mm").bfloat16()
+@pytest.mark.parametrize("backend", ["reference", "grouped_mm"])
+def test_compiles_fullgraph(backend: str) -> None:
+    layer = layer_of(backend=backend).bfloat16()
     x = torch.randn(1, 7, DIM).bfloat16()
     compiled = torch.compile(lambda x: layer(x)[0], fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x)[0], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_reference_composes_by_an_honest_operation(bias: bool) -> None:
+    rows, weight = (torch.randn(shape, dtype=torch.float64) for shape in ((9, 4), (3, 5, 4)))
+    offsets = torch.tensor([0, 6, 6, 9], dtype=torch.int32)
+    leaves = [rows.requires_grad_(), weight.requires_grad_()]
+    leaves.append(torch.randn(3, 5, dtype=torch.float64).requires_grad_())
+    arguments = (*leaves[:2], leaves[2] if bias else None, offsets)
+    torch.library.opcheck(grouped_linear, arguments)
+
+    def run(*given: Tensor) -> Tensor:
+        return grouped_linear(*given, *([] if bias else [None]), offsets)
+
+    assert torch.autograd.gradcheck(run, leaves[: 3 if bias else 2], fast_mode=True)
 
 
 class DenseSwiGLU(nn.Module):
@@ -264,6 +281,19 @@ def test_the_planner_counts_what_is_built(expert: dict[str, Any]) -> None:
     assert counted.backbone == sum(size for name, size in sizes.items() if name.startswith("backbone."))
 
 
+def test_the_planner_runs_it_on_tensors_without_data() -> None:
+    """It saves four hidden rows a token: gate, its silu, up and their product; an FFN saves one."""
+    ffn, swiglu = (
+        activation_bytes(
+            merge(crossearth_sar_tiny(3), {**MICRO, "moe": {"expert": {"kind": kind}}}),
+            bf16=False, checkpointing=False,
+        )
+        for kind in ("ffn", "swiglu")
+    )  # fmt: skip
+    hidden_rows = 4 * 65 * 4 * 32 * 4  # blocks, tokens, four times the width, bytes
+    assert 3 * hidden_rows <= swiglu - ffn <= 4 * hidden_rows
+
+
 def test_matrices_decay_and_biases_do_not() -> None:
     layer = layer_of(ExpertSpec(kind="swiglu", shared=1))
     names = {id(p): name for name, p in layer.named_parameters()}
@@ -308,11 +338,7 @@ def split_experts() -> list[str]:
 
 
 def test_experts_split_among_ranks() -> None:
-    pool = RankPool(2)
-    try:
-        assert pool(split_experts) == [[], []]
-    finally:
-        pool.close()
+    assert shared_pool(2)(split_experts) == [[], []]
 
 
 def test_a_backend_without_the_type_is_refused_and_auto_passes_it_over(

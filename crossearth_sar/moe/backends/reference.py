@@ -4,7 +4,7 @@ Each expert's rows are contiguous in the plan, so an expert is a handful of GEMM
 blocks share one set of buffers that stays in cache: fresh memory costs a CPU more than the activation. The
 backward writes each expert's gradient where it belongs; autograd on slices of the stacked parameters would
 fill a gradient of the whole stack for every expert. Reading the offsets is a host synchronisation on a GPU.
-Experts of other types than «ffn» are composed of a grouped linear map, with autograd as their backward.
+Experts of other types than «ffn» are composed of the operation in grouped_linear.py.
 
 T tokens, N routed rows, A = T*K assignments, D dim, F hidden, E experts, E1 = E + 1, K top-k, M rows of a
 block, I and J: widths in and out of a product.
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from crossearth_sar.moe.backends.base import (
@@ -28,6 +27,7 @@ from crossearth_sar.moe.backends.base import (
     FusedBackend,
     GroupedLinear,
 )
+from crossearth_sar.moe.backends.grouped_linear import grouped_linear
 
 BLOCK_ROWS = 2048
 """Rows of a block at most: enough for the GEMM's full speed, few enough for the buffers to stay warm."""
@@ -109,13 +109,8 @@ class Reference(FusedBackend, ComposingBackend):
         return FFNGradients(_sum_choices(dx_AD, plan.top_k), dgate_A, dweights)
 
     def grouped_linear(self, plan: DispatchPlan, rows: int) -> GroupedLinear:
-        counts = plan.offsets.diff().tolist()
-
         def linear(rows_NI: Tensor, weight_EJI: Tensor, bias_EJ: Tensor | None) -> Tensor:
-            # unbind, not slices: its backward fills the gradient of the stack once, not once an expert.
-            biases = [None] * len(counts) if bias_EJ is None else bias_EJ.unbind(0)
-            parts = zip(rows_NI.split(counts), weight_EJI.unbind(0), biases, strict=True)
-            return torch.cat([F.linear(rows_MI, weight_JI, bias_J) for rows_MI, weight_JI, bias_J in parts])
+            return grouped_linear(rows_NI.contiguous(), weight_EJI, bias_EJ, plan.offsets)
 
         return linear
 

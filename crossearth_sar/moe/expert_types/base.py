@@ -8,6 +8,7 @@ T tokens, N routed rows, A assignments, D dim, F hidden, E experts.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,7 +27,7 @@ Weights = Mapping[str, Tensor]
 """The stacked parameters by name, E first."""
 
 
-class ExpertType:
+class ExpertType(ABC):
     """One type of expert with its options; holds no tensor. A subclass gives `kind`, `shapes` and `forward`.
 
     kind: its name in `--set model.moe.expert.kind=…`.
@@ -51,14 +52,14 @@ class ExpertType:
         require(activation in self.activations, "activation", activation, " | ".join(self.activations))
         self.activation, self.bias = activation, bias
 
+    @abstractmethod
     def shapes(self, num_experts: int, dim: int, hidden_dim: int) -> dict[str, tuple[int, ...]]:
         """Of the stacked parameters by name, E first, in the order in which they are registered and drawn."""
-        raise NotImplementedError(f"{type(self).__name__} says no shapes")
 
+    @abstractmethod
     def forward(self, rows_ND: Tensor, linear: GroupedLinear, weights: Weights) -> Tensor:
         """(N, D) -> (N, D): each row by its expert. `linear(rows, weights["…"], bias or None)` is the one
         way to mix columns; what else happens here treats every row alike."""
-        raise NotImplementedError(f"{type(self).__name__} computes nothing")
 
     def decays(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether the optimizer's weight decay reaches the parameter: matrices, not biases."""

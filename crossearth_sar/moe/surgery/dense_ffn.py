@@ -24,7 +24,7 @@ from crossearth_sar.moe.surgery.upcycle import upcycle_state_dict
 WANTED = "an FFN in one module, called as mlp(x) -> y"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MoEOptions:
     """What `replace_ffn` was asked for; see there."""
 

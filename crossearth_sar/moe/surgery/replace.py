@@ -237,25 +237,22 @@ def replace_ffn(
     Raises:
         InputError: if nothing matches, or a match is not such an FFN.
     """
-    spec = expert or ExpertSpec()
-    dense = {path: read_dense_ffn(module, path, spec) for path, module in _matches(model, pattern).items()}
     options = MoEOptions(
-        num_experts=num_experts,
-        top_k=top_k,
-        num_descriptors=num_descriptors,
-        gate=gate,
-        expert=spec,
-        expert_noise=expert_noise,
-        seed=seed,
-        backend=backend,
+        num_experts, top_k, num_descriptors, gate, expert or ExpertSpec(), expert_noise, seed, backend
     )
-    replaced = ReplacedFFN(descriptors)
-    made = _make(dense, options, replaced)
+    return _replace(model, _matches(model, pattern), options, ReplacedFFN(descriptors))
+
+
+def _replace(
+    model: nn.Module, matches: dict[str, nn.Module], options: MoEOptions, owner: ReplacedFFN
+) -> ReplacedFFN:
+    dense = {path: read_dense_ffn(module, path, options.expert) for path, module in matches.items()}
+    made = _make(dense, options, owner)
     for path, ffn in dense.items():
         model.set_submodule(path, made[id(ffn.module)])
-    model.register_forward_pre_hook(replaced._before_model, with_kwargs=True)
-    model.register_forward_hook(replaced._after_model, always_call=True)
-    return replaced
+    model.register_forward_pre_hook(owner._before_model, with_kwargs=True)
+    model.register_forward_hook(owner._after_model, always_call=True)
+    return owner
 
 
 def _make(dense: dict[str, DenseFFN], options: MoEOptions, owner: ReplacedFFN) -> dict[int, RoutedFFN]:
