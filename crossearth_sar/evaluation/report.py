@@ -129,6 +129,15 @@ def _write_experts(folder: Path, scores: Sequence[BenchmarkScore]) -> None:
                 )
 
 
+_INTRODUCTION = (
+    "<p>What this is: scores of one model on benchmarks of SAR segmentation across domains. A row trains "
+    "on one domain and tests on another, which differs in region, polarization, band, platform or form "
+    "of the signal. Scores are the mean IoU over the row's classes, in percent. "
+    f"{PAPER_MARK} marks figures of the paper, which were not measured here: they come from another "
+    "split, other code and other weights.</p>"
+)
+
+
 def write_html(
     folder: Path,
     name: str,
@@ -149,11 +158,7 @@ def write_html(
     shown = html.escape(name)
     parts = [
         f"<h1>{shown}: {_how_many(scores)}</h1>",
-        "<p>What this is: scores of one model on benchmarks of SAR segmentation across domains. A row trains "
-        "on one domain and tests on another, which differs in region, polarization, band, platform or form "
-        "of the signal. Scores are the mean IoU over the row's classes, in percent. "
-        f"{PAPER_MARK} marks figures of the paper, which were not measured here: they come from another "
-        "split, other code and other weights.</p>",
+        _INTRODUCTION,
         "<h2>Summary</h2>",
         _summary(scores),
         *(_figure(picture) for picture in pictures if picture.row is None),

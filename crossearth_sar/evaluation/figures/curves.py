@@ -41,30 +41,19 @@ def curves_figure(
     Known columns: `loss`, `loss_segmentation`, `loss_balance`, `lr`, `grad_norm`, `miou` (a fraction). What
     is missing is left out; other columns are not drawn. Losses and gradient norms are drawn raw in a light
     tone and as a centred running mean in a strong one (over 1/40 of the log entries). NaN, None and inf are
-    gaps; where a training value is not finite, a cross marks its step on the lower edge, so that a run that
-    went wrong does not look as if it had stopped. A loss or norm that is positive and spans more than a
-    factor of 30 is drawn on a logarithmic axis.
+    gaps; where a training value is not finite, a cross marks its step on the lower edge: a run gone wrong
+    did not stop. A positive loss or norm that spans more than a factor of 30 has a logarithmic axis.
 
     Args:
         log: columns of equal length, one entry per logged step. `step` is the horizontal axis (without it,
             the row number). A `miou` column may be NaN where nothing was validated.
-        path: where the PNG goes; missing folders are made.
-        title: above the picture; none when empty.
         validation: columns `step` and `miou` of the validations, if they are logged apart.
 
     Raises:
         InputError: for columns of unequal length, or a log with none of the known columns.
     """
     steps, columns = _columns(log, "log")
-    panels = {
-        name: (steps, columns[name])
-        for name in ("loss_balance", "lr", "grad_norm", "miou")
-        if name in columns
-    }
-    if validation is not None:
-        validation_steps, validation_columns = _columns(validation, "validation")
-        if "miou" in validation_columns:
-            panels["miou"] = (validation_steps, validation_columns["miou"])
+    panels = _small_panels(steps, columns, validation)
     losses = {name: values for name, values in columns.items() if name in ("loss", "loss_segmentation")}
     if not panels and not losses:
         raise InputError(
@@ -72,7 +61,6 @@ def curves_figure(
             got=sorted(log),
             expected="one of loss, loss_segmentation, loss_balance, lr, grad_norm, miou",
         )
-
     width, top = 11.0, MARGIN + title_height(title, 11.0)
     loss_height, small_height = (3.4 if losses else 0.0), (2.3 if panels else 0.0)
     height = top + (loss_height + 0.95 if losses else 0) + (small_height + 0.95 if panels else 0)
@@ -86,6 +74,19 @@ def curves_figure(
         axes = add_axes(figure, 0.8 + i * cell, top + 0.3, cell - 0.95, small_height)
         _draw_small_panel(axes, name, x, y)
     return save(figure, path)
+
+
+def _small_panels(
+    steps: Floats, columns: Mapping[str, Floats], validation: Mapping[str, Sequence[float | None]] | None
+) -> dict[str, tuple[Floats, Floats]]:
+    """Name -> (steps, values) of what is drawn below the losses."""
+    names = ("loss_balance", "lr", "grad_norm", "miou")
+    panels = {name: (steps, columns[name]) for name in names if name in columns}
+    if validation is not None:
+        validation_steps, validation_columns = _columns(validation, "validation")
+        if "miou" in validation_columns:
+            panels["miou"] = (validation_steps, validation_columns["miou"])
+    return panels
 
 
 def _columns(log: Mapping[str, Sequence[float | None]], where: str) -> tuple[Floats, dict[str, Floats]]:

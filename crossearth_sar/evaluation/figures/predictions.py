@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ RIGHT_COLOR: Color = (255, 255, 255)
 STRIPE_COLORS: tuple[Color, Color] = ((244, 246, 250), (198, 208, 222))
 NEUTRAL_COLORS: tuple[Color, ...] = ((212, 212, 212), (40, 40, 40), (128, 128, 128))
 
+_HEADINGS = ("SAR image (dB)", "Label", "Prediction", "Errors")
 _GAP, _HEADER = 0.08, 0.32  # inches between panels, above a row
 
 
@@ -67,56 +69,90 @@ def prediction_figure(
     Args:
         samples: images (C, H, W) in linear amplitude, masks (H, W); sizes may differ between samples.
         predictions: one (H, W) integer map of class indices per sample.
-        classes: names and palette of the legend and the maps.
         path: where the PNG goes; missing folders are made.
-        title: above the picture; none when empty.
         band: which band of the image is drawn.
         error_map: whether the fourth panel is drawn.
 
-    Returns:
-        `path` as a Path.
-
     Raises:
-        InputError: for no samples, another number of predictions, shapes that differ, or values that are no
-            class.
+        InputError: no samples, another number of predictions, unlike shapes, or values that are no class.
     """
+    _require_pairs(samples, predictions)
+    rows = [
+        _row_panels(sample, prediction, classes, band, error_map)
+        for sample, prediction in zip(samples, predictions, strict=True)
+    ]
+    grid = _Grid.of([panels for panels, _ in rows])
+    figure = new_figure(grid.width, 1.0)
+    legend = fitting_legend(figure, _class_handles(samples, classes, band, error_map))
+    top = MARGIN + title_height(title, grid.width) + 0.15
+    height = top + grid.height + 0.15 + legend_height(legend, figure) + 0.1
+    figure.set_size_inches(grid.width, height)
+    draw_title(figure, title)
+    for i, (panels, score) in enumerate(rows):
+        _draw_row(figure, grid, top, i, panels, samples[i]["name"], score)
+    return save(figure, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grid:
+    """Sizes in inches: rows of panels, set in one or two blocks side by side."""
+
+    blocks: int
+    rows_per_block: int
+    columns: int
+    panel_width: float
+    panel_height: float
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Pixels]]) -> _Grid:
+        blocks = 1 if len(rows) <= 4 else 2
+        panel_width = 2.3 if blocks == 1 else 1.75
+        tallest = max(panel.shape[0] / panel.shape[1] for row in rows for panel in row)
+        return cls(
+            blocks=blocks,
+            rows_per_block=math.ceil(len(rows) / blocks),
+            columns=len(rows[0]),
+            panel_width=panel_width,
+            panel_height=panel_width * min(1.6, max(0.4, tallest)),
+        )
+
+    @property
+    def block_width(self) -> float:
+        return self.columns * (self.panel_width + _GAP) - _GAP
+
+    @property
+    def width(self) -> float:
+        return 2 * MARGIN + self.blocks * self.block_width + (self.blocks - 1) * 2 * MARGIN
+
+    @property
+    def height(self) -> float:
+        return self.rows_per_block * (_HEADER + self.panel_height)
+
+
+def _draw_row(
+    figure: Figure, grid: _Grid, top: float, i: int, panels: Sequence[Pixels], name: str, score: float
+) -> None:
+    """Row number i, its header, and above the first of a block what the columns are."""
+    block, row = divmod(i, grid.rows_per_block)
+    left = MARGIN + block * (grid.block_width + 2 * MARGIN)
+    row_top = top + row * (_HEADER + grid.panel_height)
+    _draw_row_header(figure, left, row_top + _HEADER - 0.08, grid.block_width, name, score)
+    for column, panel in enumerate(panels):
+        x = left + column * (grid.panel_width + _GAP)
+        axes = add_axes(figure, x, row_top + _HEADER, grid.panel_width, grid.panel_height)
+        _show(axes, panel, smooth=column == 0)
+        if row == 0:
+            center = x + grid.panel_width / 2
+            draw_text(figure, center, top, _HEADINGS[column], size=11, weight="bold", ha="center")
+
+
+def _require_pairs(samples: Sequence[Sample], predictions: Sequence[Tensor]) -> None:
     if not samples or len(samples) != len(predictions):
         raise InputError(
             "samples and predictions do not fit",
             got=f"{len(samples)} samples, {len(predictions)} predictions",
             expected="as many of each, at least one",
         )
-    rows = [
-        _row_panels(sample, prediction, classes, band, error_map)
-        for sample, prediction in zip(samples, predictions, strict=True)
-    ]
-    blocks = 1 if len(rows) <= 4 else 2
-    rows_per_block = math.ceil(len(rows) / blocks)
-    panel_width = 2.3 if blocks == 1 else 1.75
-    panel_height = panel_width * min(1.6, max(0.4, max(m.shape[0] / m.shape[1] for r, _ in rows for m in r)))
-    headings = ["SAR image (dB)", "Label", "Prediction", "Errors"][: len(rows[0][0])]
-    block_width = len(headings) * (panel_width + _GAP) - _GAP
-    width = 2 * MARGIN + blocks * block_width + (blocks - 1) * 2 * MARGIN
-
-    figure = new_figure(width, 1.0)
-    legend = fitting_legend(figure, _class_handles(samples, classes, band, error_map))
-    top = MARGIN + title_height(title, width) + 0.15
-    height = top + rows_per_block * (_HEADER + panel_height) + 0.15 + legend_height(legend, figure) + 0.1
-    figure.set_size_inches(width, height)
-    draw_title(figure, title)
-    for i, (panels, score) in enumerate(rows):
-        block, row = divmod(i, rows_per_block)
-        left = MARGIN + block * (block_width + 2 * MARGIN)
-        row_top = top + row * (_HEADER + panel_height)
-        _draw_row_header(figure, left, row_top + _HEADER - 0.08, block_width, samples[i]["name"], score)
-        for column, panel in enumerate(panels):
-            x = left + column * (panel_width + _GAP)
-            axes = add_axes(figure, x, row_top + _HEADER, panel_width, panel_height)
-            _show(axes, panel, smooth=column == 0)
-            if row == 0:
-                center = x + panel_width / 2
-                draw_text(figure, center, top, headings[column], size=11, weight="bold", ha="center")
-    return save(figure, path)
 
 
 def colorize(indices: Tensor, classes: ClassTable) -> Pixels:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from crossearth_sar.errors import InputError
@@ -53,7 +54,7 @@ def radar_figure(
     Raises:
         InputError: for fewer than three spokes, no model, or a score that is negative.
     """
-    table = _checked_table(spokes, scores)
+    table = _table(spokes, scores)
     largest = np.array([np.nanmax(column) if np.isfinite(column).any() else 1.0 for column in table.T])
     angles = np.linspace(0, 2 * np.pi, len(spokes), endpoint=False)
 
@@ -67,32 +68,27 @@ def radar_figure(
     draw_title(figure, title)
     box = (0.5 - _SIDE / 2 / width, 1 - (top + _SIDE) / height, _SIDE / width, _SIDE / height)
     axes = figure.add_axes(box, projection="polar")
-    axes.set_theta_zero_location("N")  # type: ignore[attr-defined]
-    axes.set_theta_direction(-1)  # type: ignore[attr-defined]
-    axes.set_ylim(0, 1.02)
-    axes.set_yticks([0.25, 0.5, 0.75, 1.0], labels=[])
     labels = [f"{spoke}\n{value:.1f}" for spoke, value in zip(spokes, largest, strict=True)]
-    axes.set_xticks(angles, labels=labels, fontsize=9, color=INK)
-    axes.tick_params(axis="x", pad=9)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.spines["polar"].set_color(GRID)
-    closed = np.append(angles, 2 * np.pi)
+    _draw_web(axes, angles, labels)
     for handle, row in zip(handles, table, strict=True):
-        share = row / np.maximum(largest, 1e-9)
-        axes.plot(
-            closed,
-            np.append(share, share[0]),
-            color=handle.get_color(),
-            linestyle=handle.get_linestyle(),
-            linewidth=handle.get_linewidth(),
-            marker="o",
-            markersize=3,
-        )
+        _draw_line(axes, angles, row / np.maximum(largest, 1e-9), handle)
     return save(figure, path)
 
 
-def _checked_table(spokes: Sequence[str], scores: Mapping[str, Mapping[str, float]]) -> np.ndarray:
-    """(models, spokes) float64, NaN for a missing score; what radar_figure refuses ends here."""
+def _draw_line(axes: Axes, angles: np.ndarray, share: np.ndarray, like: Line2D) -> None:
+    axes.plot(
+        np.append(angles, 2 * np.pi),
+        np.append(share, share[0]),
+        color=like.get_color(),
+        linestyle=like.get_linestyle(),
+        linewidth=like.get_linewidth(),
+        marker="o",
+        markersize=3,
+    )
+
+
+def _table(spokes: Sequence[str], scores: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    """(models, spokes), NaN where a model has no score."""
     if len(spokes) < 3 or not scores:
         raise InputError(
             "nothing to draw a radar chart of",
@@ -105,6 +101,17 @@ def _checked_table(spokes: Sequence[str], scores: Mapping[str, Mapping[str, floa
     if (table < 0).any():
         raise InputError("a score is negative", got=float(np.nanmin(table)), expected="percent, 0 or more")
     return table
+
+
+def _draw_web(axes: Axes, angles: np.ndarray, labels: Sequence[str]) -> None:
+    axes.set_theta_zero_location("N")  # type: ignore[attr-defined]
+    axes.set_theta_direction(-1)  # type: ignore[attr-defined]
+    axes.set_ylim(0, 1.02)
+    axes.set_yticks([0.25, 0.5, 0.75, 1.0], labels=[])
+    axes.set_xticks(angles, labels=labels, fontsize=9, color=INK)
+    axes.tick_params(axis="x", pad=9)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.spines["polar"].set_color(GRID)
 
 
 def _handles(names: Sequence[str], reference: Sequence[str]) -> list[Line2D]:
