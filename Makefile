@@ -36,7 +36,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 
 cpt: venv
 	$(BIN)/python -m crossearth_sar
-	PATH="$(BIN):$$PATH" deepspeed --num_accelerators $(RANKS) train/cpt.py --resume $(ARGS)
+	$(BIN)/deepspeed --num_accelerators $(RANKS) train/cpt.py --resume $(ARGS)
 
 test: venv
 	$(BIN)/ruff check .

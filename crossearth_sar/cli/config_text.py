@@ -13,7 +13,7 @@ import yaml
 
 from crossearth_sar.cli.field_docs import field_docs
 from crossearth_sar.config import to_mapping
-from crossearth_sar.config_keys import config_below, hints_of, join
+from crossearth_sar.config_keys import config_below, field_names, hints_of, join
 
 WIDTH = 100
 
@@ -22,7 +22,7 @@ def key_table(config: Any) -> str:
     """Every dotted key of a config, its type, its value in `config`, and what it means.
 
     Args:
-        config: a dataclass with its defaults, or its class alone. A class that comes again, as the
+        config: a dataclass with its defaults, or its class alone. A nested class that comes again, as the
             validation domain's after the training domain's, is not listed again.
     """
     is_class = isinstance(config, type)
@@ -44,12 +44,17 @@ def _rows(cls: type, config: Any, where: str, seen: dict[type, str]) -> list[str
         lines.append(f"  {path}: {type_words(hint)}{_default_words(value)}")
         lines += _wrapped(docs.get(field.name, ""), "      ")
         below = config_below(cls, field.name)
-        if below is not None and below not in seen:
+        if below is not None and (below not in seen or _is_flat(below)):
             lines += _rows(below, value if dataclasses.is_dataclass(value) else None, path, seen)
             continue
         again = [seen[c] for c in (below, *_items(hint)) if c in seen]
         lines += [f"      keys as those of {listed or 'the whole'}" for listed in again]
     return lines
+
+
+def _is_flat(cls: type) -> bool:
+    """Whether a class is short enough to be listed wherever it is: no config inside it."""
+    return not any(config_below(cls, name) for name in field_names(cls))
 
 
 _REQUIRED = object()

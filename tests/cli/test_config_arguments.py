@@ -23,6 +23,11 @@ RECIPES = Path(__file__).resolve().parents[2] / "crossearth_sar" / "cli" / "reci
 
 
 @dataclass(frozen=True, kw_only=True)
+class Flat:
+    crop: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """Where from.
 
@@ -35,6 +40,7 @@ class Source:
     kind: Literal["a", "b"] = "a"
     parts: tuple[Source, ...] = ()
     silent: int = 0
+    detail: Flat | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,7 @@ class Example(Named):
     over two lines."""
 
     table: dict[int, str] = field(default_factory=dict)
+    small: Flat = field(default_factory=Flat)
     model: dict[str, Any] = settings_of(ModelConfig)
 
 
@@ -99,6 +106,7 @@ def test_help_lists_every_key_with_type_default_and_meaning(capsys: pytest.Captu
     assert "  source.name: str = given\n      both alike; said in the class.\n" in said
     assert "  source.parts: [Source, …] = []\n      keys as those of source\n" in said
     assert "  other: Source | null = null\n      keys as those of source\n" in said
+    assert said.count("crop: int = 3\n") == 2, "a flat config is listed at each of its places"
     assert "  rate: float = 1.0e-05\n      Of a base class.\n" in said
     assert "  count: int | null = null\n" in said
     assert "  table: {int: str} = {}\n" in said

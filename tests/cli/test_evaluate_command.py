@@ -99,6 +99,30 @@ def test_a_row_that_cannot_be_run_is_listed_and_the_others_go_on(
     assert "none of the rows can be run\n  got: D2F, K2C" in said.err
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (["--model", "none"], "no model in none"),
+        (["--adapter", "nowhere_at_all:build"], "cannot be imported"),
+    ],
+)
+def test_a_model_of_all_rows_that_is_not_there_is_said_once(
+    model: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    fusar(tmp_path / "data", scenes=2)
+    assert main_of_script("--data-root", "data", "--benchmark", "A2F", "D2F", "K2C", *model) == 2
+    said = capsys.readouterr().err
+    assert said.count(words) == 1
+    assert "is not run" not in said
+    assert not (tmp_path / "runs").exists()
+
+
 def test_what_is_scored_is_kept_when_a_later_row_breaks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
