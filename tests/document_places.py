@@ -67,7 +67,7 @@ def model_folder(folder: Path, num_classes: int, *, named: bool = False) -> None
 
 def benchmarks(place: Path) -> None:
     """Two of the six datasets, and BACKBONE."""
-    if not (place / "data").exists():
+    if not (place / "data" / "DDHR-SK").exists():
         air(place / "data", places=2)
         ddhr(place / "data", patches=2)
     backbone(place)
@@ -87,7 +87,7 @@ def one_target(place: Path) -> None:
 def water(place: Path) -> None:
     """What the recipe finetune_water reads, and BACKBONE."""
     root = place / "data"
-    if not root.exists():
+    if not (root / "sen1floods11").exists():
         for i, region in enumerate(("Ghana", "Mekong", "Pakistan", "Spain", "Somalia", "USA")):
             decibels = _decibels(i, 2)
             save_bands(root / "sen1floods11" / "S1" / f"{region}_{i}_S1Hand.tif", decibels)

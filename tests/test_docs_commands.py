@@ -149,7 +149,7 @@ def build(how: Built, command: Command, capsys: pytest.CaptureFixture[str]) -> N
 
 def replaced(word: str, placeholders: dict[str, str]) -> str:
     for name, there in placeholders.items():
-        word = re.sub(rf"(?<![\w/]){re.escape(name)}(?![\w])", there, word)
+        word = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", there, word)
     return word
 
 

@@ -9,8 +9,6 @@ import ast
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 
 LIMITS: dict[str, tuple[int, int | None]] = {
@@ -23,10 +21,6 @@ LIMITS: dict[str, tuple[int, int | None]] = {
 }
 """Room -> (lines of a file, lines of a function). A function's lines are those of its body: its signature and
 docstring are what the style asks to be complete, so they do not count, and what it holds inside it does."""
-
-LONGER_FILES: dict[str, tuple[int, str]] = {}
-"""Files above their room's limit: at most so long, and why. One that has become short enough, or is gone, has
-to be taken out."""
 
 NO_HOUSEHOLD_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 
@@ -63,19 +57,8 @@ def test_every_room_is_looked_at() -> None:
 
 
 def test_files_are_short() -> None:
-    long = {
-        shown(path): lines_of(path)
-        for room, path in EVERY_FILE
-        if lines_of(path) > LONGER_FILES.get(shown(path), LIMITS[room])[0]
-    }
+    long = {shown(path): lines_of(path) for room, path in EVERY_FILE if lines_of(path) > LIMITS[room][0]}
     assert not long, f"one purpose a file; split {long}"
-
-
-@pytest.mark.parametrize("name", LONGER_FILES)
-def test_an_exception_is_needed(name: str) -> None:
-    path = ROOT / name
-    limit = LIMITS[name.split("/")[0]][0]
-    assert path.exists() and lines_of(path) > limit, f"take {name} out of LONGER_FILES"  # noqa: PT018
 
 
 def test_functions_are_short() -> None:

@@ -49,7 +49,7 @@ from crossearth_sar.engine.checkpoint_files import (
 )
 from crossearth_sar.engine.distributed import Ranks, first_error, of_all_ranks, wait_for_all
 from crossearth_sar.engine.executors.base import Executor
-from crossearth_sar.engine.objectives.base import Objective, trained_names
+from crossearth_sar.engine.objectives.base import Objective
 from crossearth_sar.engine.optim import MOMENTS
 from crossearth_sar.errors import InputError
 
@@ -116,8 +116,8 @@ def load_checkpoint(checkpoint: Path, executor: Executor, objective: Objective) 
             for name in sorted(state["sha256"])[ranks.rank :: ranks.size]:
                 check_intact(checkpoint, name, state)
         with _agreed(ranks):
-            _check_fits(checkpoint, executor, state)
-        frozen = _frozen_fingerprint(executor)
+            _check_fits(checkpoint, executor, objective.frozen(executor.module), state)
+        frozen = _frozen_fingerprint(executor, objective)
         with _agreed(ranks):
             _check_frozen(checkpoint, state, frozen)
         _read_tensors(checkpoint, executor, state)
@@ -154,16 +154,12 @@ def fingerprint(frozen: Iterator[tuple[str, Tensor]]) -> str | None:
     return None if digest is None else digest.hexdigest()[:16]
 
 
-def _frozen_fingerprint(executor: Executor) -> str | None:
+def _frozen_fingerprint(executor: Executor, objective: Objective) -> str | None:
     """Of this run's frozen parameters; a collective call."""
-    frozen = _frozen_names(executor.module)
+    frozen = objective.frozen(executor.module)
     if not frozen:
         return None
     return fingerprint((name, value) for name, value in executor.weights() if name in frozen)
-
-
-def _frozen_names(model: nn.Module) -> set[str]:
-    return {name for name, _ in model.named_parameters()} - set(trained_names(model))
 
 
 class _OnSomeRank(Exception):
@@ -202,7 +198,7 @@ def _write_tensors(
             value = optimizer.gather(name, moment)
             if owner_of[name] == ranks.rank:
                 own_moments[f"{moment}/{name}"] = value.cpu()
-    kept, frozen = objective.state(), _frozen_names(executor.module)
+    kept, frozen = objective.state(), objective.frozen(executor.module)
     written = [f"optimizer-{ranks.rank + 1:05d}-of-{ranks.size:05d}.safetensors"]
     checksums: dict[str, str] = {}
     with _agreed(ranks, folder):
@@ -240,9 +236,8 @@ def _read_tensors(checkpoint: Path, executor: Executor, state: dict[str, Any]) -
             optimizer.scatter(name, value, moment)
 
 
-def _check_fits(checkpoint: Path, executor: Executor, state: dict[str, Any]) -> None:
-    """InputError unless names and shapes on disk are those that train in this run, and its buffers."""
-    frozen = _frozen_names(executor.module)
+def _check_fits(checkpoint: Path, executor: Executor, frozen: set[str], state: dict[str, Any]) -> None:
+    """InputError unless names and shapes on disk are those of this run's network but for what is frozen."""
     wanted = {name: shape for name, shape in executor.full_shapes().items() if name not in frozen}
     with safe_open(checkpoint / weights_file(state), framework="pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

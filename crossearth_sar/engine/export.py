@@ -22,7 +22,7 @@ from crossearth_sar.engine.checkpoint_files import (
     weights_file,
 )
 from crossearth_sar.engine.config import RunConfig
-from crossearth_sar.engine.objectives.network import build_network
+from crossearth_sar.engine.objectives.network import build_network, frozen_backbone
 from crossearth_sar.engine.planning.layout import run_model_config
 from crossearth_sar.engine.resume import best_of
 from crossearth_sar.errors import InputError
@@ -79,7 +79,7 @@ def _with_frozen(checkpoint: Path, state: dict[str, Any]) -> CrossEarthSAR:
     model_config = run_model_config(config, num_classes=int(mapping["num_classes"]))
     model = build_network(config, model_config, with_weights=True)
     model.name_classes(mapping["classes"]["names"], mapping["classes"]["palette"])
-    found = fingerprint((n, p) for n, p in model.named_parameters() if not p.requires_grad)
+    found = fingerprint((n, p) for n, p in model.named_parameters() if n in frozen_backbone(model))
     if found != state["frozen"]:
         raise InputError(
             f"{checkpoint} belongs to other frozen weights than those at {config.weights}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
 import subprocess
@@ -98,3 +99,12 @@ def test_contenders_take_turns() -> None:
     )
     assert order == ["a", "b"] * 4
     assert all(t.p20 <= t.p50 <= t.p80 for t in timings.values())
+
+
+def test_every_benchmark_is_a_module_with_words() -> None:
+    """`python -m bench.ROOM.NAME --help` says what it does: its imports are there, and its docstring."""
+    for path in sorted((ROOT / "bench").rglob("*.py")):
+        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        command = f"python -m {module.__name__}"
+        if hasattr(module, "main"):
+            assert command in (module.__doc__ or "") or "make " in (module.__doc__ or ""), command

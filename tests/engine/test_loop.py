@@ -190,7 +190,7 @@ def one_step_norm(config: RunConfig) -> tuple[float, float]:
         step()
 
     trainer.executor.engine.step = watch
-    return trainer._train_step(next(trainer._batches()))["grad_norm"], seen[0]
+    return trainer._train_step(next(iter(trainer._batches())))["grad_norm"], seen[0]
 
 
 def test_the_gradient_norm_is_logged_without_zero_too(one_rank: RankPool, tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ class Frozen(LearnTheMeanImage):
         model.shelf = torch.nn.Parameter(torch.ones(3), requires_grad=False)
         return model
 
+    def frozen(self, model: torch.nn.Module) -> set[str]:
+        return {"shelf"}
+
     def score(self, model: torch.nn.Module) -> None:
         return None
 

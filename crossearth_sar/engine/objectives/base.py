@@ -9,7 +9,7 @@ B images of a part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,6 +85,11 @@ class Objective:
             from_start: False where a checkpoint's weights follow: what trains needs none then.
         """
         raise NotImplementedError
+
+    def frozen(self, model: nn.Module) -> set[str]:
+        """Names of parameters that stay as they are and that `build` gives again: checkpoints leave them out
+        and keep a fingerprint."""
+        return set()
 
     def batches(self, load: Load) -> Iterable[Batch]:
         """This rank's batch of each step: `load(dataset, join)`, or what is made of it."""
@@ -186,8 +191,3 @@ def _is_tensors(value: Any) -> bool:
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return change(value) if isinstance(value, Tensor) else [change(item) for item in value]
-
-
-def trained_names(model: nn.Module) -> Iterator[str]:
-    """Of the parameters that get gradients."""
-    return (name for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.errors import InputError
@@ -30,6 +31,15 @@ def build_network(config: RunConfig, model_config: ModelConfig, *, with_weights:
         freeze_backbone(model)
     model.backbone.activation_checkpointing = config.parallel.activation_checkpointing
     return model
+
+
+def frozen_backbone(model: nn.Module) -> set[str]:
+    """Names of the backbone's parameters that get no gradient."""
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if name.startswith("backbone.") and not parameter.requires_grad
+    }
 
 
 def check_weights(config: RunConfig) -> None:

@@ -22,7 +22,12 @@ from crossearth_sar.engine.objectives.base import Batch, Finished, Forward, Load
 from crossearth_sar.engine.objectives.batch_loss import part_weights, weigh, with_global_shares
 from crossearth_sar.engine.objectives.domains import evaluate_together, open_domains
 from crossearth_sar.engine.objectives.feature_cache import FeatureCache, join_features
-from crossearth_sar.engine.objectives.network import build_network, check_weights, count_parameters
+from crossearth_sar.engine.objectives.network import (
+    build_network,
+    check_weights,
+    count_parameters,
+    frozen_backbone,
+)
 from crossearth_sar.engine.objectives.segmentation_report import write_report
 from crossearth_sar.engine.planning.layout import run_model_config
 from crossearth_sar.engine.throughput import balance_columns, forward_flop, tokens_per_image
@@ -73,6 +78,12 @@ class Segmentation(Objective):
             self._frozen = model
             self.counts = count_parameters(model)
         return model
+
+    def frozen(self, model: nn.Module) -> set[str]:
+        """The backbone without its adapter, unless all trains."""
+        if self.config.mode == "full":
+            return set()
+        return frozen_backbone(model)
 
     def batches(self, load: Load) -> Iterable[Batch]:
         size, augment = self.model_config.crop_size, self.config.augment

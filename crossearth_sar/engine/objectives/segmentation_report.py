@@ -27,6 +27,7 @@ from crossearth_sar.evaluation.figures import curves_figure, expert_share_figure
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.provenance import provenance
+from crossearth_sar.spacing import evenly_spaced
 
 LOSS_WINDOW = 20
 """Steps at either end of a run whose mean loss is compared."""
@@ -103,7 +104,7 @@ def _baselines(domain: Domain, majority: int) -> dict[str, ConfusionMatrix]:
 def _pictures(output: Path, rows: int, model: CrossEarthSAR, domain: Domain, share_LE: torch.Tensor) -> None:
     rows = min(rows, len(domain))
     if rows:
-        samples = [domain[i * len(domain) // rows] for i in range(rows)]
+        samples = [domain[i] for i in evenly_spaced(len(domain), rows)]
         predictions = [predict_sample(model, sample).cpu() for sample in samples]
         prediction_figure(
             samples,
