@@ -48,10 +48,11 @@ from crossearth_sar.evaluation.protocol import (
     run_benchmark,
     slide_predictor,
 )
-from crossearth_sar.evaluation.registry import BENCHMARKS, Benchmark, benchmark, paper_methods
+from crossearth_sar.evaluation.registry import Benchmark, all_benchmarks, benchmark, paper_methods
 from crossearth_sar.evaluation.report import EXPERTS_TABLE, Picture, write_html, write_tables
 from crossearth_sar.model import CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
+from crossearth_sar.spacing import evenly_spaced
 
 PLACEHOLDER = "{benchmark}"
 """In --model: the row's name as part of a file name."""
@@ -80,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_rows() -> None:
-    for row in BENCHMARKS.values():
+    for row in all_benchmarks().values():
         print(f"{row.key:8} {row.gap:26} {row.source!s:26} -> {row.target!s:26} {row.categories} classes")
     for spec in BENCHMARK_DATASETS.values():
         print(f"\n{spec.key}, from {spec.home}\n  {spec.folder}/")
@@ -181,8 +182,8 @@ def chosen_rows(
         raise InputError("no model is named", fix="give --model FOLDER or --adapter MODULE:FUNCTION")
     if arguments.benchmark:
         return [benchmark(key) for key in dict.fromkeys(arguments.benchmark)], {}
-    absent = absent_rows(BENCHMARKS, config)
-    present = [row for key, row in BENCHMARKS.items() if key not in absent]
+    absent = absent_rows(all_benchmarks(), config)
+    present = [row for key, row in all_benchmarks().items() if key not in absent]
     if not present:
         raise InputError(
             "no benchmark's data are there",
@@ -214,7 +215,7 @@ def row_pictures(
     count = min(count, len(target))
     if count:
         predict = as_predictor(model)
-        samples = [target[i * len(target) // count] for i in range(count)]
+        samples = [target[i] for i in evenly_spaced(len(target), count)]
         title = f"{row.key}: predictions on {row.target}"
         path = prediction_figure(
             samples,

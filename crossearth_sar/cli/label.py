@@ -49,6 +49,7 @@ from crossearth_sar.pseudo_labels.pairs import (
     source_pairs,
 )
 from crossearth_sar.pseudo_labels.teachers import Teacher, adapter_teacher, open_teacher
+from crossearth_sar.spacing import evenly_spaced
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,7 +141,7 @@ def chosen(pairs: list[Pair], count: int | None) -> list[Pair]:
             fix="correct the patterns, or say how names differ: --rename OPTICAL=SAR",
         )
     count = min(count or len(pairs), len(pairs))
-    return [pairs[i * len(pairs) // count] for i in range(count)]
+    return [pairs[i] for i in evenly_spaced(len(pairs), count)]
 
 
 def open_any_teacher(arguments: argparse.Namespace, content: dict[str, Any] | None) -> Teacher:

@@ -219,7 +219,7 @@ def classes_of(model: CrossEarthSAR) -> ClassTable:
 def measure(arguments: argparse.Namespace, images: list[Path]) -> tuple[list[float], list[float]]:
     """dB statistics of up to 32 images, evenly spaced."""
     count = min(len(images), MEASURED_SAMPLES)
-    chosen = [images[round(i * (len(images) - 1) / max(count - 1, 1))] for i in range(count)]
+    chosen = [images[i] for i in evenly_spaced(len(images), count, ends=True)]
 
     def scenes() -> Iterator[Scene]:
         for image in tqdm(chosen, unit="image", desc="statistics", disable=not sys.stderr.isatty()):

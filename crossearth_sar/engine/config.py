@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from crossearth_sar.config import require
+from crossearth_sar.config import require, settings_of
 from crossearth_sar.data.domain import DomainConfig
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.data.transforms import AugmentConfig
 from crossearth_sar.errors import InputError
 from crossearth_sar.peft import EarthAdapterConfig
+from crossearth_sar.presets import ModelConfig
 
 DOMAINS = ("train", "validation", "unseen")
 """Keys that belong together: a config that names one of them names its data."""
@@ -85,7 +86,7 @@ class RunConfig:
     """Folder for logs, checkpoints, pictures, metrics and the model."""
     preset: str = "crossearth_sar_tiny"
     """Of the model: crossearth_sar_tiny, _s, _b or _l."""
-    model: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = settings_of(ModelConfig)
     """Keys of the model changed on top of the preset; num_classes is the training domain's."""
     mode: Mode = "full"
     """What trains: full, the decoder (frozen), or an adapter too (earth_adapter)."""
