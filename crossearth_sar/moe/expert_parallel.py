@@ -3,7 +3,7 @@
 One all-to-all each way with uneven splits (and one of E counts before them). Dropless; a rank or an expert
 without a row takes part with zero rows, so that the graph is the same everywhere. The host waits for the
 device once a layer, for the splits; the backward has them already. Knows torch.distributed only; what
-DeepSpeed needs to be told is in engine/deepspeed_moe.py.
+DeepSpeed needs to be told is in engine/executors/deepspeed/experts.py.
 
 B batch, T tokens, N routed rows here, M rows received, A runs of rows, S senders, E experts, E1 = E + 1,
 D dim, K top-k.
