@@ -31,7 +31,7 @@ from crossearth_sar.cli.options import (
     protocol_config,
 )
 from crossearth_sar.cli.process import look_in_working_folder
-from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
+from crossearth_sar.data.datasets.published import all_datasets
 from crossearth_sar.data.domain import Domain
 from crossearth_sar.device import checked_device
 from crossearth_sar.errors import InputError
@@ -81,9 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_rows() -> None:
-    for row in all_benchmarks().values():
+    rows = all_benchmarks().values()
+    benchmark_datasets = {side.dataset for row in rows for side in (row.source, row.target)}
+    for row in rows:
         print(f"{row.key:8} {row.gap:26} {row.source!s:26} -> {row.target!s:26} {row.categories} classes")
-    for spec in BENCHMARK_DATASETS.values():
+    for spec in (spec for spec in all_datasets().values() if spec.key in benchmark_datasets):
         print(f"\n{spec.key}, from {spec.home}\n  {spec.folder}/")
         print("\n".join(f"    {line}" for line in spec.tree))
 

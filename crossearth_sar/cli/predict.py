@@ -42,7 +42,7 @@ from crossearth_sar.evaluation.map_files import write_class_map
 from crossearth_sar.evaluation.scene import Scene, measure_scenes, predict_scene
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
-from crossearth_sar.spacing import sliding_windows
+from crossearth_sar.spacing import evenly_spaced, sliding_windows
 
 RECORD = "prediction.json"
 """In the folder of maps: what they were made with. The same command reads it and goes on."""

@@ -242,7 +242,7 @@ def require_labels(domain: Domain) -> None:
             f"domain {domain.name!r} has no labels to train on",
             got=f"not one labelled pixel in {len(chosen)} of {len(domain)} samples",
             expected="labels; for a published dataset without, a teacher's",
-            fix="set labels or index of the folder, or pseudo_labels (train/pseudo_label.py makes them)",
+            fix="set labels or index of the folder, or pseudo_labels (crossearth-sar label makes them)",
         )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from crossearth_sar.config import require, settings_of
+from crossearth_sar.config import require
+from crossearth_sar.config_keys import settings_of
 from crossearth_sar.data.domain import DomainConfig
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.data.transforms import AugmentConfig

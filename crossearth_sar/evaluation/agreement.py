@@ -85,7 +85,7 @@ def image_agreement(labels_NHW: np.ndarray) -> tuple[float, int, np.ndarray]:
 
 
 def mean_agreement(folders: Sequence[str | Path], *, allow_missing: bool = False) -> Agreement:
-    """Mean Agreement of the label maps in several folders of `train/pseudo_label.py`, or of PNGs alone.
+    """Mean Agreement of the label maps in several folders of `crossearth-sar label`, or of PNGs alone.
 
     Args:
         allow_missing: compares the images that all folders have; else a difference is an error.
@@ -129,7 +129,7 @@ def mean_agreement(folders: Sequence[str | Path], *, allow_missing: bool = False
 def _label_folder(folder: Path) -> Path:
     """`folder`/labels of a finished run, else the folder itself."""
     if not folder.is_dir():
-        raise InputError(f"no folder of label maps at {folder}", fix="give what train/pseudo_label.py wrote")
+        raise InputError(f"no folder of label maps at {folder}", fix="give what crossearth-sar label wrote")
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return folder
