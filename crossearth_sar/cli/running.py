@@ -56,17 +56,17 @@ def carry_out(config: RunConfig, resume: str | None) -> int:
         run.executor.leave_record(output)
         if run.fit():
             run.finish()
-        run.close()
     except (NonFiniteError, SaveError) as error:  # the same on all ranks
         run.say(f"\nerror: {error}\n")
         return 1
-    except InputError as error:  # met while training: by one rank perhaps, and the others wait for it
+    except Exception as error:  # whatever it is, this rank shall not leave the others waiting
         if ranks.size == 1:
             raise
-        end_at_once(explain(error, output, ranks.rank, peers, started[0].step), error, config)
-    except Exception as error:  # noqa: BLE001 - whatever it is, this rank shall not leave the others waiting
         step = started[0].step if started else 0
         end_at_once(explain(error, output, ranks.rank, peers, step), error, config)
+    finally:
+        for run in started:
+            run.close()
     return 0
 
 

@@ -9,6 +9,7 @@ T tokens of an image, L layers, E experts.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -36,7 +37,10 @@ def forward_flop(config: ModelConfig) -> float:
     ffn = 4 * vit.dim * vit.hidden_dim
     if config.moe:
         width = vit.dim + len(config.moe.descriptors)
-        ffn = config.moe.top_k * ffn + 2 * width * config.moe.num_experts
+        shapes = config.moe.expert.make().shapes(1, vit.dim, vit.hidden_dim).values()
+        expert = 2 * sum(math.prod(shape) for shape in shapes if len(shape) > 2)
+        experts = (config.moe.top_k + config.moe.expert.shared) * expert
+        ffn = experts + 2 * width * config.moe.num_experts
     per_token = 8 * vit.dim**2 + 4 * tokens * vit.dim + ffn
     patches = (tokens - 1) * 2 * 3 * vit.patch_size**2 * vit.dim
     return float(patches + vit.depth * tokens * per_token) + _decoder_flop(config)

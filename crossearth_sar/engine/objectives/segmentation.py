@@ -74,9 +74,9 @@ class Segmentation(Objective):
             self.config, self.model_config, with_weights=from_start or frozen_from_elsewhere
         )
         model.name_classes(self.classes.names, self.classes.palette)
+        self.counts = count_parameters(model)
         if from_start or frozen_from_elsewhere:
             self._frozen = model
-            self.counts = count_parameters(model)
         return model
 
     def frozen(self, model: nn.Module) -> set[str]:
