@@ -19,8 +19,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Up to four groups: with and without weight decay, shared and expert-parallel.
 
     No decay on norms, biases (the experts' stacked ones too), LayerScale, and CLS, position, level and
-    query embeddings. Expert-parallel parameters, those that engine/executors/deepspeed/experts.py tagged with a group
-    name, get the name and the mark that DeepSpeed wants.
+    query embeddings. Expert-parallel parameters, those that executors/deepspeed/experts.py tagged with a
+    group name, get the name and the mark that DeepSpeed wants.
     """
     groups: dict[tuple[bool, str | None], dict[str, Any]] = {}
     for module in model.modules():

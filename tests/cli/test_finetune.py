@@ -415,5 +415,5 @@ def test_recipes_are_configs(path: Path) -> None:
 def test_an_error_of_the_script_is_one_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(to_mapping(settings(tmp_path / "run"))), encoding="utf-8")
-    assert script(config, "--set", "moed=full") == 2
-    assert "error: unknown config key 'moed' (did you mean 'mode'?)" in capsys.readouterr().err
+    assert script(config, "--set", "modee=full") == 2
+    assert "error: unknown config key 'modee' (did you mean 'mode'?)" in capsys.readouterr().err
