@@ -260,6 +260,8 @@ def _serve(rank: int, size: int, port: int, tasks: Any, results: Any) -> None:
             results.put((rank, None, function(*arguments)))
         except BaseException:  # noqa: BLE001 - whatever it was, the test shall see it
             results.put((rank, traceback.format_exc(), None))
+        while _begun:  # another pool's processes may go on in the same folder
+            _begun.pop().close()
 
 
 def _free_port() -> int:

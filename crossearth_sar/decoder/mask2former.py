@@ -8,83 +8,19 @@ B batch, H W pixels, h w mask resolution (stride 4), Q queries, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Mask2FormerConfig
-from transformers.models.mask2former.modeling_mask2former import (
-    Mask2FormerLoss,
-    Mask2FormerPixelDecoder,
-    Mask2FormerPreTrainedModel,
-    Mask2FormerTransformerModule,
-)
 
 from crossearth_sar.config import require
+from crossearth_sar.decoder.config import DecoderConfig
 from crossearth_sar.decoder.pyramid import feature_pyramid
 
 CERTAINLY_OFF = -20.0
 """Mask logit put on ignored pixels: no cost against a target of 0, never an uncertain point, no gradient."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Mask2Former's sizes and weights; the defaults are METHOD sec. 3."""
-
-    num_queries: int = 100
-    """Queries, each of which gives one mask and its class."""
-
-    channels: int = 256
-    """Width of pixel decoder, masks and queries; a multiple of 32 (its group norms) and of num_heads."""
-
-    num_heads: int = 8
-    """Heads of all its attentions."""
-
-    pixel_layers: int = 6
-    """Deformable-attention layers of the pixel decoder."""
-
-    pixel_ffn_dim: int = 1024
-    """Hidden width of their FFNs."""
-
-    query_layers: int = 9
-    """Masked-attention layers after the initial prediction."""
-
-    query_ffn_dim: int = 2048
-    """Hidden width of their FFNs."""
-
-    num_points: int = 12544
-    """Points sampled per mask in loss and matching."""
-
-    oversample_ratio: float = 3.0
-    """So many times more points are drawn at random for the loss, of which the uncertain ones are chosen."""
-
-    importance_ratio: float = 0.75
-    """Share of the loss's points that are the uncertain ones; the rest are drawn anew at random."""
-
-    class_weight: float = 2.0
-    """Weight of the classification loss."""
-
-    mask_weight: float = 5.0
-    """Weight of the per-point mask loss."""
-
-    dice_weight: float = 5.0
-    """Weight of the dice loss."""
-
-    no_object_weight: float = 0.1
-    """Weight of the class «no object» inside the classification loss."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_queries", "channels", "num_heads", "pixel_layers", "query_layers", "num_points"):
-            require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
-        require(
-            self.channels % 32 == 0 and self.channels % self.num_heads == 0,
-            "decoder.channels",
-            self.channels,
-            f"a multiple of 32 and of num_heads = {self.num_heads}",
-        )
 
 
 @dataclass(frozen=True)
@@ -95,25 +31,6 @@ class DecoderOutput:
     class_logits: Tensor
     mask_logits: Tensor
     earlier: list[tuple[Tensor, Tensor]]
-
-
-class _Mask2FormerHead(Mask2FormerPreTrainedModel):
-    """transformers' modules under its own initialisation; the class exists for `post_init` alone."""
-
-    def __init__(self, config: Mask2FormerConfig, in_channels: int) -> None:
-        super().__init__(config)
-        self.pixel_decoder = Mask2FormerPixelDecoder(config, feature_channels=[in_channels] * 4)
-        self.transformer_module = Mask2FormerTransformerModule(in_features=config.feature_size, config=config)
-        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
-        self.post_init()
-
-
-class _Criterion(Mask2FormerLoss):
-    """transformers' loss; its class weights stay float32, like the logits it is given."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Follows `.to(device)` but not `.bfloat16()` and the like."""
-        return super()._apply(lambda t: t.to(fn(t).device), recurse)
 
 
 class Mask2FormerDecoder(nn.Module):
@@ -130,14 +47,16 @@ class Mask2FormerDecoder(nn.Module):
         super().__init__()
         require(num_classes >= 1, "num_classes", num_classes, "at least 1")
         self.config, self.num_classes, self.patch_size = config, num_classes, patch_size
-        theirs = _transformers_config(config, num_classes)
-        self.head = _Mask2FormerHead(theirs, in_channels)
+        from crossearth_sar.decoder.transformers_parts import Criterion, Mask2FormerHead, transformers_config
+
+        theirs = transformers_config(config, num_classes)
+        self.head = Mask2FormerHead(theirs, in_channels)
         self.loss_weights = {
             "loss_cross_entropy": config.class_weight,
             "loss_mask": config.mask_weight,
             "loss_dice": config.dice_weight,
         }
-        self.criterion = _Criterion(theirs, self.loss_weights)
+        self.criterion = Criterion(theirs, self.loss_weights)
 
     def forward(self, feature_maps: list[Tensor]) -> DecoderOutput:
         """Four (B, D, h', w') maps, shallow to deep, at the backbone's stride."""
@@ -207,26 +126,3 @@ def _switch_off(mask_logits: Tensor, ignored_BHW: Tensor) -> Tensor:
     """Mask logits with CERTAINLY_OFF where most of the pixel's area is ignored."""
     ignored_share = F.interpolate(ignored_BHW[:, None].float(), size=mask_logits.shape[-2:], mode="area")
     return mask_logits.masked_fill(ignored_share > 0.5, CERTAINLY_OFF)
-
-
-def _transformers_config(config: DecoderConfig, num_classes: int) -> Mask2FormerConfig:
-    return Mask2FormerConfig(
-        num_labels=num_classes,
-        init_std=config.channels**-0.5,  # the original's Xavier; the default 0.02 starves narrow decoders
-        feature_size=config.channels,
-        mask_feature_size=config.channels,
-        hidden_dim=config.channels,
-        num_attention_heads=config.num_heads,
-        num_queries=config.num_queries,
-        encoder_layers=config.pixel_layers,
-        encoder_feedforward_dim=config.pixel_ffn_dim,
-        decoder_layers=config.query_layers + 1,  # transformers counts the initial prediction
-        dim_feedforward=config.query_ffn_dim,
-        train_num_points=config.num_points,
-        oversample_ratio=config.oversample_ratio,
-        importance_sample_ratio=config.importance_ratio,
-        class_weight=config.class_weight,
-        mask_weight=config.mask_weight,
-        dice_weight=config.dice_weight,
-        no_object_weight=config.no_object_weight,
-    )

@@ -77,7 +77,7 @@ def test_a_wrong_path_is_found_before_data_are_opened(
     (tmp_path / "weights.bin").touch()
     config = micro_run(tmp_path / "run", weights=weights)
     monkeypatch.setattr(
-        "crossearth_sar.engine.objectives.segmentation.open_domain",
+        "crossearth_sar.engine.objectives.domains.open_domain",
         lambda *_: pytest.fail("data were opened"),
     )
     with pytest.raises(InputError, match=rf"weights (at )?{weights}"):

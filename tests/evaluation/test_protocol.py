@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -32,11 +33,14 @@ ONE_PER_TARGET = ("N2S", "K2C", "A2F", "D2O", "A2S", "D2W")
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> ProtocolConfig:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProtocolConfig]:
     root = tmp_path_factory.mktemp("data")
     write_trees(root)
-    logging.getLogger("crossearth_sar").setLevel(logging.ERROR)
-    return ProtocolConfig(data_root=str(root))
+    logger = logging.getLogger("crossearth_sar")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    yield ProtocolConfig(data_root=str(root))
+    logger.setLevel(before)
 
 
 @pytest.fixture(scope="module")

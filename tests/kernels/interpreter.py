@@ -66,7 +66,7 @@ def main() -> int:
     file, prefix = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
     poison_empty()
-    sys.path.insert(0, str(file.parent))
+    sys.path[:0] = [str(file.parent), str(ROOT)]  # bench/ is a namespace package of the checkout
     module = importlib.import_module(file.stem)
     cases = {name: case for name, case in vars(module).items() if name.startswith(prefix)}
     failed = 0

@@ -121,7 +121,7 @@ def interpreted_probability_of_a_token_is_the_same_in_any_batch() -> None:
     alone = router_probability(x_TD[100:], weight_ED, bias_BE[2:], tokens_per_image=50)
     # The kernel's sums do not depend on the batch; the interpreter's products are numpy's, whose BLAS rounds
     # the rows at the edge of a block otherwise on some processors.
-    torch.testing.assert_close(whole[100:], alone, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(whole[100:], alone, rtol=1e-5, atol=1e-6)
 
 
 def interpreted_probability_passes_a_nan_on() -> None:

@@ -1,0 +1,64 @@
+"""What a Mask2Former decoder is: sizes and weights. Needs nothing but this file to be read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crossearth_sar.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Mask2Former's sizes and weights; the defaults are METHOD sec. 3."""
+
+    num_queries: int = 100
+    """Queries, each of which gives one mask and its class."""
+
+    channels: int = 256
+    """Width of pixel decoder, masks and queries; a multiple of 32 (its group norms) and of num_heads."""
+
+    num_heads: int = 8
+    """Heads of all its attentions."""
+
+    pixel_layers: int = 6
+    """Deformable-attention layers of the pixel decoder."""
+
+    pixel_ffn_dim: int = 1024
+    """Hidden width of their FFNs."""
+
+    query_layers: int = 9
+    """Masked-attention layers after the initial prediction."""
+
+    query_ffn_dim: int = 2048
+    """Hidden width of their FFNs."""
+
+    num_points: int = 12544
+    """Points sampled per mask in loss and matching."""
+
+    oversample_ratio: float = 3.0
+    """So many times more points are drawn at random for the loss, of which the uncertain ones are chosen."""
+
+    importance_ratio: float = 0.75
+    """Share of the loss's points that are the uncertain ones; the rest are drawn anew at random."""
+
+    class_weight: float = 2.0
+    """Weight of the classification loss."""
+
+    mask_weight: float = 5.0
+    """Weight of the per-point mask loss."""
+
+    dice_weight: float = 5.0
+    """Weight of the dice loss."""
+
+    no_object_weight: float = 0.1
+    """Weight of the class «no object» inside the classification loss."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_queries", "channels", "num_heads", "pixel_layers", "query_layers", "num_points"):
+            require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
+        require(
+            self.channels % 32 == 0 and self.channels % self.num_heads == 0,
+            "decoder.channels",
+            self.channels,
+            f"a multiple of 32 and of num_heads = {self.num_heads}",
+        )
