@@ -26,6 +26,7 @@ MICRO = [
     "augment.crop_size=64",
     "train.simulated={length: 16, image_size: 72, looks: 4}",
     "validation.simulated={length: 3, image_size: 64, seed: 9}",
+    "unseen=[{name: unseen, simulated: {length: 3, image_size: 64, region: arid_south, band: X, looks: 2}}]",
     "batch_size=4",
     "optim.warmup_steps=2",
     "pictures=2",
@@ -56,6 +57,23 @@ def run(*arguments: str, timeout: int = 500) -> subprocess.CompletedProcess[str]
         cwd=ROOT,
         env=child_environment(),
     )
+
+
+def run_ranks(*settings: str, ranks: int = 2) -> tuple[list[int], str]:
+    """The command on ranks without a launcher, which takes longer to come up than these runs need: exit
+    statuses, and what all wrote to stderr."""
+    meeting = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    meeting["MASTER_PORT"] = str(free_port())
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train" / "cpt.py"), "--set", *MICRO, *settings],
+            env={**child_environment(), **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=400)[1] for process in started]
+    return [process.returncode for process in started], "".join(said)
 
 
 def child_environment() -> dict[str, str]:
@@ -140,9 +158,9 @@ def test_stopped_and_resumed_repeats_the_uninterrupted_run(
     start_and_signal(command(output, *settings), output, at_step=4, number=number)
     saved = sorted(path.name for path in (output / "checkpoints").glob("step-*"))
     assert saved, "a checkpoint was there to go on from"
-    done = run(*command(output, *settings, extra=("--resume", "auto")))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"{int(saved[-1].removeprefix('step-'))} of 12 steps are done" in done.stderr
+    statuses, said = run_ranks(f"output={output}", *settings, "--resume", "auto")
+    assert statuses == [0, 0], said[-3000:]
+    assert f"{int(saved[-1].removeprefix('step-'))} of 12 steps are done" in said
     whole, resumed = losses(uninterrupted), losses(output)
     assert sorted(resumed) == sorted(whole)
     for step, (loss, rate) in whole.items():
@@ -211,18 +229,18 @@ def test_a_rank_that_dies_ends_the_job_with_the_reason(tmp_path: Path) -> None:
 def test_wrong_input_ends_early_with_one_screen(
     tmp_path: Path, settings: tuple[str, ...], words: list[str]
 ) -> None:
-    done = run(*command(tmp_path / "run", "steps=2", *settings))
-    assert done.returncode == 2
-    message = done.stderr[done.stderr.index("error:") :]
-    assert done.stderr.count("\nerror:") == 1, "one rank speaks"
-    assert "Traceback" not in done.stderr
+    statuses, said = run_ranks(f"output={tmp_path / 'run'}", "steps=2", *settings)
+    assert statuses == [2, 2]
+    message = said[said.index("error:") :]
+    assert said.count("\nerror:") == 1, "one rank speaks"
+    assert "Traceback" not in said
     for word in words:
         assert word in message
 
 
 def test_an_existing_run_is_not_overwritten(uninterrupted: Path) -> None:
     before = (uninterrupted / "train.csv").read_bytes()
-    done = run(*command(uninterrupted, "steps=12"))
-    assert done.returncode == 2
-    assert "--resume" in done.stderr
+    statuses, said = run_ranks(f"output={uninterrupted}", "steps=12")
+    assert statuses == [2, 2]
+    assert "--resume" in said
     assert (uninterrupted / "train.csv").read_bytes() == before
