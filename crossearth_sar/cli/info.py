@@ -19,7 +19,7 @@ from crossearth_sar.version import __version__
 
 OPTIONAL = {
     "triton": "kernels: pip install 'crossearth-sar[triton]'",
-    "deepspeed": "training: pip install 'crossearth-sar[train]'",
+    "deepspeed": "training on many ranks, ZeRO, split experts: pip install 'crossearth-sar[train]'",
     "tensorboard": "training curves: pip install 'crossearth-sar[train]'",
     "rasterio": "georeferenced class maps of crossearth-sar predict: pip install 'crossearth-sar[geo]'",
     "megablocks": "peer and backend: pip install --no-deps megablocks, on a CUDA machine",

@@ -21,7 +21,7 @@ from crossearth_sar.version import __version__
 COMMANDS = {
     "info": "what is installed, which backend each part uses, and why",
     "plan": "memory per rank, and which layout of ranks fits",
-    "train": "pre-train: CPT under DeepSpeed",
+    "train": "pre-train (CPT): all parameters, in one process or under DeepSpeed",
     "finetune": "train a head, an adapter or all of a model on labelled images",
     "evaluate": "score a model on the 22 benchmarks, beside the paper's figures",
     "predict": "class maps of images and whole scenes",
