@@ -37,6 +37,7 @@ from crossearth_sar.engine.checkpoint_files import (
     OBJECTIVE_FILE,
     STATE_FILE,
     TRAINED_FILE,
+    WRITING,
     check_intact,
     flush,
     put_in_place,
@@ -70,14 +71,14 @@ def save_checkpoint(
         SaveError: on all ranks, when one cannot write its part; nothing is left of the attempt.
     """
     ranks, final = executor.ranks, folder / step_name(state["step"])
-    temporary = folder / f".writing-{final.name}"
+    temporary = folder / f"{WRITING}{final.name}"
     try:
         with _agreed(ranks, temporary):
             if ranks.is_main:
-                for leftover in folder.glob(".writing-*"):
+                for leftover in folder.glob(f"{WRITING}*"):
                     shutil.rmtree(leftover, ignore_errors=leftover != temporary)
                 temporary.mkdir(parents=True)
-        checksums, fingerprint = _write_tensors(temporary, executor, objective)
+        checksums, frozen = _write_tensors(temporary, executor, objective)
         with _agreed(ranks, temporary):
             if ranks.is_main:
                 content = {
@@ -86,7 +87,7 @@ def save_checkpoint(
                     "adam_step": executor.state().adam_step,
                     "moments": list(MOMENTS),
                     **executor.facts(),
-                    "frozen": fingerprint,
+                    "frozen": frozen,
                     "sha256": checksums,
                 }
                 write_flushed(temporary / STATE_FILE, json.dumps(content, indent=2) + "\n")

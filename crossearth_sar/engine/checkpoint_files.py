@@ -1,7 +1,7 @@
 """Checkpoint folders as files: which are complete, what they say of themselves, how one is put in place.
 
 A folder counts once its state.json lies in a folder of exact name; it is written aside, flushed and renamed,
-and what it replaces is removed from its state.json on, so that a kill at any moment leaves no half one.
+and what it replaces loses its name before it is removed, so that a kill at any moment leaves no half one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ TRAINED_FILE, OBJECTIVE_FILE = "trained.safetensors", "objective.safetensors"
 FORMAT = 3
 READABLE = (2, 3)
 """Format 2 is that of pre-training before fine-tuning wrote the same."""
-_OVER = ".writing-over-"
+WRITING = ".writing-"
+"""Before the names of folders that are not, or no longer, checkpoints; the next save removes them."""
+_OVER, _OLD = f"{WRITING}over-", f"{WRITING}old-"
 _NAME = re.compile(r"step-(\d{6}|[1-9]\d{6,})")
 
 
@@ -109,10 +111,11 @@ def put_in_place(temporary: Path, final: Path) -> None:
 
 
 def restore_interrupted(folder: Path) -> None:
-    """Gives back its name to a checkpoint that a kill caught between the two renames of `put_in_place`."""
+    """Gives back its name to a checkpoint that a kill caught between the two renames of `put_in_place`: what
+    was to replace it is there too. Without that it is one whose removal was interrupted."""
     for aside in folder.glob(f"{_OVER}*"):
         final = folder / aside.name.removeprefix(_OVER)
-        if not final.exists():
+        if not final.exists() and (folder / f"{WRITING}{final.name}").exists():
             aside.rename(final)
 
 
@@ -125,7 +128,7 @@ def tidy_up(folder: Path, newest: Path, keep: int, best_step: int | None) -> Non
 
 
 def _remove_superseded(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
-    for replaced in folder.glob(".writing-*"):
+    for replaced in folder.glob(f"{WRITING}*"):
         shutil.rmtree(replaced)
     complete = list_checkpoints(folder)
     kept = set(complete[: complete.index(newest) + 1][-keep:])
@@ -135,7 +138,7 @@ def _remove_superseded(folder: Path, newest: Path, keep: int, best_step: int | N
         if other not in kept:
             # Renamed first, so that a kill leaves nothing that looks complete, nor anything for ever: the
             # next save removes such names.
-            shutil.rmtree(other.rename(folder / f".writing-old-{other.name}"))
+            shutil.rmtree(other.rename(folder / f"{_OLD}{other.name}"))
 
 
 def sha256_of(path: Path) -> str:

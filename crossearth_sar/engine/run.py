@@ -79,9 +79,7 @@ class Run:
         """
         self._claim = claim(self.output, self.ranks)
         checkpoint = decided_by_main(lambda: self._found(resume), self.ranks)
-        self.executor.start(
-            lambda from_start: self.objective.build(from_start=from_start), from_start=checkpoint is None
-        )
+        self.executor.start(self.objective.build, from_start=checkpoint is None)
         if checkpoint is not None:
             state = load_checkpoint(checkpoint, self.executor, self.objective)
             self.step, self.best = int(state["step"]), best_of(state, checkpoint.parent)

@@ -16,7 +16,5 @@ def segmentation_run(config: RunConfig, ranks: Ranks) -> Run:
         InputError: for what cannot work.
     """
     executor = make_executor(config, ranks)
-    objective = Segmentation(
-        config, ranks, ep_size=executor.facts()["ep_size"], goes_on=has_checkpoints(config)
-    )
+    objective = Segmentation(config, ranks, ep_size=executor.ep_size, goes_on=has_checkpoints(config))
     return Run(config, ranks, objective, executor)

@@ -16,14 +16,12 @@ from ranks import RankPool, begin, micro_run, shared_pool
 from safetensors.torch import load_file
 
 from crossearth_sar.engine import checkpoint as saving
-from crossearth_sar.engine import checkpoint_files as files
 from crossearth_sar.engine.checkpoint import SaveError, load_checkpoint
 from crossearth_sar.engine.checkpoint_files import list_checkpoints, read_state
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.executors.deepspeed.optimizer_state import OptimizerState, gather_weights
 from crossearth_sar.engine.log import read_csv
 from crossearth_sar.engine.optim import MOMENTS
-from crossearth_sar.engine.resume import find_checkpoint
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import load_model
 
@@ -289,16 +287,6 @@ def test_what_a_checkpoint_says_of_itself(run_copy: Path) -> None:
         read_state(run_copy / "checkpoints" / "step-000003")
 
 
-def test_only_complete_folders_count(tmp_path: Path) -> None:
-    for name in ("step-000020", "step-000003", "step-1000000", "step-999999", ".writing-step-000021"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "state.json").write_text("{}")
-    (tmp_path / "step-000030").mkdir()
-    names = [path.name for path in list_checkpoints(tmp_path)]
-    assert names == ["step-000003", "step-000020", "step-999999", "step-1000000"]
-    assert list_checkpoints(tmp_path / "nowhere") == []
-
-
 def validated(config: RunConfig, scores: list[float]) -> list[str]:
     """The checkpoints of a run whose validations give these mIoU; this one's word against the metric."""
     trainer = begin(config)
@@ -441,56 +429,6 @@ def test_three_failed_saves_in_a_row_end_the_run(one_rank: RankPool, tmp_path: P
     assert step == 3
     assert "step-000003 could not be written" in said
     assert "3 failed in a row" in said
-
-
-def test_what_cannot_be_removed_does_not_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The save itself has succeeded by then."""
-    for step in (1, 2):
-        complete(tmp_path / f"step-00000{step}")
-
-    def refusing(path: Path, **options: Any) -> None:
-        raise OSError(errno.EBUSY, "Device or resource busy")
-
-    monkeypatch.setattr(files.shutil, "rmtree", refusing)
-    files.tidy_up(tmp_path, tmp_path / "step-000002", 1, None)
-    assert "step-000002 is saved" in caplog.text
-    assert "resource busy" in caplog.text
-    assert list_checkpoints(tmp_path) == [tmp_path / "step-000002"]
-
-
-def test_an_earlier_save_of_the_same_step_never_stands_half_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    final, temporary = tmp_path / "step-000002", tmp_path / ".writing-step-000002"
-    complete(final)
-    complete(temporary)
-    (final / "old").touch()
-    monkeypatch.setattr(files.shutil, "rmtree", lambda *a, **o: pytest.fail("removed in its place"))
-    files.put_in_place(temporary, final)
-    monkeypatch.undo()
-    assert list_checkpoints(tmp_path) == [final]
-    assert not (final / "old").exists()
-    files.tidy_up(tmp_path, final, 1, None)
-    assert list(tmp_path.iterdir()) == [final]
-
-
-def complete(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "state.json").write_text("{}")
-
-
-def test_going_back_names_what_the_next_save_removes(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        (tmp_path / "checkpoints").mkdir(exist_ok=True)
-        complete(tmp_path / "checkpoints" / f"step-00000{step}")
-    said: list[str] = []
-    config = micro_run(tmp_path)
-    find_checkpoint(config, str(tmp_path / "checkpoints" / "step-000003"), said.append)
-    assert said == []
-    find_checkpoint(config, str(tmp_path / "checkpoints" / "step-000001"), said.append)
-    assert "step-000002, step-000003 are of later steps" in said[0]
 
 
 def test_auto_without_a_checkpoint_starts_anew(one_rank: RankPool, tmp_path: Path) -> None:

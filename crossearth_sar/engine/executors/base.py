@@ -52,6 +52,8 @@ class Executor(Protocol):
 
     name: str
     ranks: Ranks
+    ep_size: int
+    """Ranks that share one set of experts."""
     micro_batch: int
     """Images of one forward pass on a rank."""
 
@@ -59,8 +61,8 @@ class Executor(Protocol):
     def module(self) -> nn.Module:
         """The network on this rank: frozen or trained, all of it or this rank's slice."""
 
-    def start(self, build: Callable[[bool], nn.Module], *, from_start: bool) -> None:
-        """Builds what trains; `build(from_start)` gives the network."""
+    def start(self, build: Callable[..., nn.Module], *, from_start: bool) -> None:
+        """Builds what trains of what `build(from_start=…)`, an objective's, gives."""
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """The network's forward, as it trains."""

@@ -39,8 +39,8 @@ class LocalExecutor:
         self.micro_batch = micro_batch_of(config, ranks.size)
         self.use_bf16 = wants_bf16(config, on_gpu=ranks.device.type == "cuda")
 
-    def start(self, build: Callable[[bool], nn.Module], *, from_start: bool) -> None:
-        model = build(from_start).to(self.ranks.device)
+    def start(self, build: Callable[..., nn.Module], *, from_start: bool) -> None:
+        model = build(from_start=from_start).to(self.ranks.device)
         self._optimizer = make_optimizer(model, self.config.optim)
         # Autocast is torch's own below: Accelerate keeps one precision for the life of a process. Unused
         # parameters exist (a mask token, say), and buffers follow the ranks' own rules.
@@ -48,7 +48,7 @@ class LocalExecutor:
         self._accelerator = Accelerator(cpu=self.ranks.device.type == "cpu", kwargs_handlers=[ddp])
         self._model = self._accelerator.prepare_model(model)
         self._plain = model
-        self._losses_finite = True
+        self._losses_finite = torch.tensor(True)
         self._outcome = Outcome(math.nan, True)
 
     @property
@@ -66,8 +66,8 @@ class LocalExecutor:
     def accumulate(self, loss: Tensor, index: int) -> None:
         if index == 0:
             self._optimizer.zero_grad(set_to_none=True)
-            self._losses_finite = True
-        self._losses_finite &= bool(torch.isfinite(loss))
+            self._losses_finite = torch.ones_like(loss, dtype=torch.bool)
+        self._losses_finite = self._losses_finite & torch.isfinite(loss.detach())
         last = index == self.config.accumulation - 1
         together = contextlib.nullcontext() if last else self._accelerator.no_sync(self._model)
         with together:
@@ -79,7 +79,7 @@ class LocalExecutor:
         trained = [p for p in self._plain.parameters() if p.requires_grad]
         limit = self.config.optim.clip_norm or math.inf
         norm = float(self._accelerator.clip_grad_norm_(trained, limit))
-        applied = not any_rank(not (self._losses_finite and math.isfinite(norm)), self.ranks)
+        applied = not any_rank(not (math.isfinite(norm) and bool(self._losses_finite)), self.ranks)
         if applied:  # else it would be in every weight
             self._optimizer.step()
         self._outcome = Outcome(norm, applied)

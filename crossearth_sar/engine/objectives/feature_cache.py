@@ -26,7 +26,9 @@ class FeatureCache(Dataset[dict[str, Any]]):
         limit_gb: an InputError where all images would take more.
     """
 
-    def __init__(self, stream: TrainStream, features: Callable[[Sample], list[Tensor]], limit_gb: float):
+    def __init__(
+        self, stream: TrainStream, features: Callable[[Sample], list[Tensor]], limit_gb: float
+    ) -> None:
         self.stream, self.features, self.limit_gb = stream, features, limit_gb
         self._kept: dict[int, dict[str, Any]] = {}
 

@@ -47,12 +47,12 @@ class DeepSpeedExecutor:
         self.micro_batch, self.ep_size = layout.micro_batch, layout.ep_size
         self._norm, self._applied = math.nan, True
 
-    def start(self, build: Callable[[bool], nn.Module], *, from_start: bool) -> None:
+    def start(self, build: Callable[..., nn.Module], *, from_start: bool) -> None:
         """Shards the experts, starts the engine, and builds the plain copy that is scored."""
-        model = build(from_start)
+        model = build(from_start=from_start)
         # Validation runs on a plain copy with all experts: no collective, so ranks may differ in their work,
         # and what is measured is what is saved.
-        self.replica = build(False).to(self.ranks.device).eval()
+        self.replica = build(from_start=False).to(self.ranks.device).eval()
         self.engine = self._engine(model)
 
     @property
