@@ -64,6 +64,7 @@ class Run:
         self.best: dict[str, float] | None = None
         self.log: RunLog | None = None
         self._claim: Claim | None = None
+        self._stop: StopRequest | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -104,8 +105,8 @@ class Run:
             SaveError: on all ranks, when the last save or that after a signal fails, or FAILED_SAVES in a
                 row; otherwise it is reported, and training goes on.
         """
-        config, stop = self.config, StopRequest()
-        stopping = False
+        config, stopping = self.config, False
+        stop = self._stop = StopRequest()
         try:
             for batch in self.meter.timed(self._batches()):
                 if self.step >= config.steps or self._out_of_patience():
@@ -119,9 +120,9 @@ class Run:
                 if stopping:
                     break
         finally:
-            stop.restore()
             if self.log:
                 self.log.close()
+        stop.restore()  # after an error close() does, so that no launcher ends a rank before it has said why
         if stopping and self.step < config.steps:
             self.say(
                 f"stopped by {stop.received or 'a signal to another rank'} after step {self.step} of "
@@ -143,7 +144,9 @@ class Run:
         return self.objective.report(finished, model)
 
     def close(self) -> None:
-        """Gives the folder back."""
+        """Gives the folder back, and signals their meaning."""
+        if self._stop is not None:
+            self._stop.restore()
         if self._claim is not None:
             self._claim.release()
 

@@ -20,6 +20,7 @@ from crossearth_sar.engine.config import OptimConfig, RunConfig
 from crossearth_sar.engine.distributed import Ranks, start_ranks
 from crossearth_sar.engine.executors.choose import executor_name, make_executor
 from crossearth_sar.engine.log import read_csv
+from crossearth_sar.engine.objectives.base import Batch, Forward, Losses
 from crossearth_sar.engine.run import Run
 from crossearth_sar.errors import InputError
 
@@ -258,3 +259,37 @@ def test_state_of_the_objective_is_in_the_checkpoint(tmp_path: Path) -> None:
     assert not torch.equal(whole.average, parts.average)
     checkpoint = list_checkpoints(tmp_path / "whole" / "checkpoints")[-1]
     assert "objective.safetensors" in read_state(checkpoint)["sha256"]
+
+
+class Failing(LearnTheMeanImage):
+    def losses(self, forward: Forward, model: torch.nn.Module, part: Batch) -> Losses:
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_a_failed_run_outlives_its_launcher_until_it_has_said_why(tmp_path: Path) -> None:
+    """DeepSpeed's launcher sends SIGTERM to the ranks that are left, perhaps before they have explained."""
+    before = signal.getsignal(signal.SIGTERM)
+    config, ranks = settings(tmp_path, "local"), Ranks(0, 1, torch.device("cpu"))
+    run = Run(config, ranks, Failing(), make_executor(config, ranks))
+    run.start()
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        run.fit()
+    os.kill(os.getpid(), signal.SIGTERM)  # would end this process
+    run.close()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Recording(LearnTheMeanImage):
+    def __init__(self) -> None:
+        self.drawn: list[float] = []
+
+    def losses(self, forward: Forward, model: torch.nn.Module, part: Batch) -> Losses:
+        self.drawn.append(float(torch.rand(())))
+        return super().losses(forward, model, part)
+
+
+def test_every_step_and_part_draws_numbers_of_its_own(tmp_path: Path) -> None:
+    config = settings(tmp_path, "local", accumulation=2)
+    objective = Recording()
+    learn(config, objective=objective)
+    assert len(set(objective.drawn)) == 2 * STEPS

@@ -37,7 +37,7 @@ def test_workers_outlive_the_signals_of_others_and_obey_their_own_process() -> N
         Numbers(), num_workers=2, persistent_workers=True, worker_init_fn=leave_stopping_to_training
     )
     batches = iter(loader)
-    seen = [next(batches)]
+    seen = [next(batches), next(batches)]  # one of each worker: both have begun
     workers = list(batches._workers)  # type: ignore[attr-defined]
     pids = [str(worker.pid) for worker in workers]
     for name in ("-INT", "-TERM", "-TERM"):
