@@ -1,4 +1,4 @@
-"""CrossEarthSAR: image -> descriptors -> backbone with sparse FFNs -> Mask2Former -> classes per pixel.
+"""CrossEarthSAR: image -> descriptors -> backbone with sparse FFNs -> decoder -> classes per pixel.
 
 B batch, C bands (K in class scores: classes), H W pixels, P descriptors, L layers, E experts.
 """
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossearth_sar.config import from_mapping, merge, to_mapping
-from crossearth_sar.decoder import DecoderOutput, Mask2FormerDecoder
+from crossearth_sar.decoder import Decoder, DecoderOutput, make_decoder
 from crossearth_sar.descriptors import RunningStandardizer, sar_descriptors
 from crossearth_sar.errors import InputError
 from crossearth_sar.hub import HubFolder
@@ -50,7 +50,7 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """decoder: class and mask logits; routing: one RoutingInfo per block, empty for a dense model."""
+    """decoder: its logits; routing: one RoutingInfo per block, empty for a dense model."""
 
     decoder: DecoderOutput
     routing: tuple[RoutingInfo, ...]
@@ -58,7 +58,8 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """total = segmentation + balance; parts: the segmentation loss by kind (class, mask, dice)."""
+    """total = segmentation + balance; parts: the segmentation loss by kind (class, mask, dice;
+    of an FPN class and dice)."""
 
     total: Tensor
     segmentation: Tensor
@@ -81,11 +82,11 @@ class CrossEarthSAR(nn.Module, HubFolder):
         self.backbone = VisionTransformer(config.vit, make_ffn)
         if config.adapter is not None:
             self.backbone.adapter = EarthAdapter(config.vit.dim, config.vit.depth, config.adapter)
-        self.decoder = Mask2FormerDecoder(
+        self.decoder: Decoder = make_decoder(
             config.decoder,
-            in_channels=config.vit.dim,
+            in_channels=config.vit.map_channels,
+            strides=config.vit.map_strides,
             num_classes=config.num_classes,
-            patch_size=config.vit.patch_size,
         )
         names = config.moe.descriptors if config.moe else ()
         self.descriptor_columns = [DESCRIPTOR_ORDER.index(name) for name in names]

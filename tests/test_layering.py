@@ -21,7 +21,7 @@ FLOORS = [
     {"config_keys"},
     {"config"},
     {"kernels", "decibels"},
-    {"backend", "network_input", "provenance", "device"},
+    {"backend", "convolution", "network_input", "provenance", "device"},
     {"descriptors", "moe", "data"},
     {"vit", "decoder", "peft"},
     {"presets", "hub"},

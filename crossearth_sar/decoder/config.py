@@ -1,21 +1,30 @@
-"""What a Mask2Former decoder is: sizes and weights. Needs nothing but this file to be read and checked."""
+"""What a decoder is: its kind, sizes and weights. Needs nothing but this file to be read and checked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from crossearth_sar.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Mask2Former's sizes and weights; the defaults are METHOD sec. 3."""
+    """Sizes and weights; the defaults are Mask2Former's of METHOD sec. 3.
+
+    An FPN reads `channels`, `class_weight` and `dice_weight` alone.
+    """
+
+    kind: Literal["mask2former", "fpn"] = "mask2former"
+    """mask2former: masks and their classes from queries, for S, B and L. fpn: classes per pixel from a
+    feature pyramid, at a fraction of the cost, for small models."""
 
     num_queries: int = 100
     """Queries, each of which gives one mask and its class."""
 
     channels: int = 256
-    """Width of pixel decoder, masks and queries; a multiple of 32 (its group norms) and of num_heads."""
+    """Width of pixel decoder, masks and queries; a multiple of 32 (its group norms) and of num_heads. Of an
+    fpn the width at its coarsest stride, a multiple of 16."""
 
     num_heads: int = 8
     """Heads of all its attentions."""
@@ -42,7 +51,7 @@ class DecoderConfig:
     """Share of the loss's points that are the uncertain ones; the rest are drawn anew at random."""
 
     class_weight: float = 2.0
-    """Weight of the classification loss."""
+    """Weight of the classification loss; of an fpn, of the cross-entropy per pixel."""
 
     mask_weight: float = 5.0
     """Weight of the per-point mask loss."""
@@ -56,6 +65,9 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("num_queries", "channels", "num_heads", "pixel_layers", "query_layers", "num_points"):
             require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
+        if self.kind == "fpn":
+            require(self.channels % 16 == 0, "decoder.channels", self.channels, "a multiple of 16")
+            return
         require(
             self.channels % 32 == 0 and self.channels % self.num_heads == 0,
             "decoder.channels",

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from crossearth_sar.config import require
+from crossearth_sar.decoder.base import Decoder
 from crossearth_sar.decoder.config import DecoderConfig
 from crossearth_sar.decoder.pyramid import feature_pyramid
 
@@ -24,7 +25,7 @@ CERTAINLY_OFF = -20.0
 
 
 @dataclass(frozen=True)
-class DecoderOutput:
+class MaskOutput:
     """class_logits (B, Q, C + 1), the last column «no object»; mask_logits (B, Q, h, w) at stride 4;
     earlier: the same pair for the initial prediction and every layer before the last."""
 
@@ -33,7 +34,7 @@ class DecoderOutput:
     earlier: list[tuple[Tensor, Tensor]]
 
 
-class Mask2FormerDecoder(nn.Module):
+class Mask2FormerDecoder(Decoder):
     """Feature maps in, class and mask logits out; and the loss and the inference that belong to them.
 
     Args:
@@ -58,10 +59,11 @@ class Mask2FormerDecoder(nn.Module):
         }
         self.criterion = Criterion(theirs, self.loss_weights)
 
-    def forward(self, feature_maps: list[Tensor]) -> DecoderOutput:
-        """Four (B, D, h', w') maps, shallow to deep, at the backbone's stride."""
+    def forward(self, feature_maps: list[Tensor]) -> MaskOutput:
+        """Four (B, D, h', w') maps, shallow to deep, at the backbone's stride; those of a stem before them
+        are not looked at."""
         pixels = self.head.pixel_decoder(
-            feature_pyramid(feature_maps, self.patch_size), output_hidden_states=False, return_dict=True
+            feature_pyramid(feature_maps[-4:], self.patch_size), output_hidden_states=False, return_dict=True
         )
         decoded = self.head.transformer_module(
             multi_scale_features=pixels.multi_scale_features, mask_features=pixels.mask_features
@@ -70,9 +72,9 @@ class Mask2FormerDecoder(nn.Module):
             self.head.class_predictor(state.transpose(0, 1)) for state in decoded.intermediate_hidden_states
         ]
         *earlier, last = zip(class_logits, decoded.masks_queries_logits, strict=True)
-        return DecoderOutput(*last, earlier)
+        return MaskOutput(*last, earlier)
 
-    def loss(self, output: DecoderOutput, mask_BHW: Tensor, ignore_index: int = 255) -> dict[str, Tensor]:
+    def loss(self, output: MaskOutput, mask_BHW: Tensor, ignore_index: int = 255) -> dict[str, Tensor]:
         """Weighted classification, mask and dice losses, each summed over all predictions.
 
         Args:
@@ -103,7 +105,7 @@ class Mask2FormerDecoder(nn.Module):
             for name, key in short.items()
         }
 
-    def semantic_scores(self, output: DecoderOutput, size: tuple[int, int]) -> Tensor:
+    def semantic_scores(self, output: MaskOutput, size: tuple[int, int]) -> Tensor:
         """(B, C, H, W): sum over queries of class probability times mask probability, at `size` = (H, W)."""
         masks = F.interpolate(output.mask_logits.float(), size=size, mode="bilinear", align_corners=False)
         probability_BQC = output.class_logits.float().softmax(-1)[..., :-1]

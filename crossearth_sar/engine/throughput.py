@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from crossearth_sar.decoder import DecoderConfig
+from crossearth_sar.decoder.fpn import fpn_widths
 from crossearth_sar.presets import ModelConfig
 
 Item = TypeVar("Item")
@@ -42,8 +43,7 @@ def forward_flop(config: ModelConfig) -> float:
         experts = (config.moe.top_k + config.moe.expert.shared) * expert
         ffn = experts + 2 * width * config.moe.num_experts
     per_token = 8 * vit.dim**2 + 4 * tokens * vit.dim + ffn
-    patches = (tokens - 1) * 2 * 3 * vit.patch_size**2 * vit.dim
-    return float(patches + vit.depth * tokens * per_token) + _decoder_flop(config)
+    return float(_embedding_flop(config) + vit.depth * tokens * per_token) + _decoder_flop(config)
 
 
 def peak_tflops(device: torch.device) -> float | None:
@@ -117,7 +117,36 @@ def balance_columns(share_LE: Tensor, ep_size: int) -> dict[str, float]:
     }
 
 
+def _embedding_flop(config: ModelConfig) -> int:
+    """Stages of two 3x3 convolutions, and the projection of patches."""
+    vit, side, width, flop = config.vit, config.crop_size, 3, 0
+    for wide in vit.stem:
+        side //= 2
+        flop += 2 * 9 * side**2 * (width + wide) * wide
+        width = wide
+    return flop + 2 * side**2 * width * vit.dim
+
+
+def _fpn_flop(config: ModelConfig) -> int:
+    """The projection of four maps, then at each finer stride narrowing, a map of the stem, a convolution."""
+    vit, wide = config.vit, config.decoder.channels
+    stride, maps = vit.patch_size, dict(zip(vit.map_strides, vit.stem, strict=False))
+    flop = 2 * (config.crop_size // stride) ** 2 * 4 * vit.dim * wide
+    for narrow in fpn_widths(config.decoder, vit.map_strides)[1:]:
+        coarse, stride = (config.crop_size // stride) ** 2, stride // 2
+        fine = (config.crop_size // stride) ** 2
+        flop += 2 * coarse * wide * narrow + 2 * fine * narrow * (maps.get(stride, 0) + 9 * narrow)
+        wide = narrow
+    return flop + 2 * (config.crop_size // stride) ** 2 * wide * config.num_classes
+
+
 def _decoder_flop(config: ModelConfig) -> float:
+    if config.decoder.kind == "fpn":
+        return float(_fpn_flop(config))
+    return _mask2former_flop(config)
+
+
+def _mask2former_flop(config: ModelConfig) -> float:
     """Mask2Former: deformable pixel decoder at strides 8 to 32, query decoder, masks at stride 4."""
     decoder, width = config.decoder, config.vit.dim
     pixels = {stride: (config.crop_size // stride) ** 2 for stride in (4, 8, 16, 32)}

@@ -5,22 +5,45 @@ B batch, H W pixels, h w patches, T tokens (1 + h*w), D dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crossearth_sar.convolution import conv_norm_gelu
 from crossearth_sar.errors import InputError
 
 
-class PatchEmbed(nn.Module):
-    """(B, 3, H, W) -> (B, h, w, D): one strided convolution; DINOv2's name for its weight is proj."""
+class ConvStage(nn.Sequential):
+    """(B, C, H, W) -> (B, width, H / 2, W / 2): two 3x3 convolutions, each normalised in groups, GELU."""
 
-    def __init__(self, patch_size: int, dim: int, in_channels: int = 3) -> None:
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__(*conv_norm_gelu(in_channels, width, stride=2), *conv_norm_gelu(width, width))
+
+
+class PatchEmbed(nn.Module):
+    """(B, 3, H, W) -> (B, h, w, D), and the maps of the stem on the way.
+
+    Without a stem one strided convolution, DINOv2's, whose name for its weight is proj.
+
+    Args:
+        patch_size: pixels of a patch's side, a multiple of 2 ** len(stem).
+        stem: widths of convolutional stages before the projection, each of which halves the side: edges and
+            speckle are seen at the strides where they are, and a decoder may read them there.
+    """
+
+    def __init__(self, patch_size: int, dim: int, in_channels: int = 3, stem: Sequence[int] = ()) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        widths = [in_channels, *stem]
+        self.stem = nn.ModuleList(ConvStage(*pair) for pair in pairwise(widths))
+        left = patch_size >> len(stem)
+        self.proj = nn.Conv2d(widths[-1], dim, kernel_size=left, stride=left)
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
+    def forward(self, image_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The patches, and for each stage of the stem its (B, width, H / 2 ** i, W / 2 ** i)."""
         height, width = image_BCHW.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise InputError(
@@ -29,7 +52,11 @@ class PatchEmbed(nn.Module):
                 expected=f"multiples of {self.patch_size}",
                 fix="pad the image, or use predict(), which does",
             )
-        return self.proj(image_BCHW).permute(0, 2, 3, 1)
+        maps, x = [], image_BCHW
+        for stage in self.stem:
+            x = stage(x)
+            maps.append(x)
+        return self.proj(x).permute(0, 2, 3, 1), maps
 
 
 def resize_position_embedding(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:

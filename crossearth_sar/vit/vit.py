@@ -40,6 +40,10 @@ class ViTConfig:
     patch_size: int = 16
     """Side of a patch, pixels."""
 
+    stem: tuple[int, ...] = ()
+    """Widths of convolutional stages before the patch projection, each halving the side: multiples of 4.
+    Empty is DINOv2; a small model from scratch learns edges sooner with one."""
+
     image_size: int = 512
     """Pixels of the square input whose patch grid the stored position embedding has; other sizes are
     interpolated."""
@@ -69,6 +73,23 @@ class ViTConfig:
             self.image_size,
             f"a multiple of patch_size {self.patch_size}",
         )
+        require(all(w >= 4 and w % 4 == 0 for w in self.stem), "vit.stem", self.stem, "multiples of 4")
+        require(
+            self.patch_size % 2 ** len(self.stem) == 0,
+            "vit.stem",
+            self.stem,
+            f"so few stages that halving patch_size {self.patch_size} goes without rest",
+        )
+
+    @property
+    def map_strides(self) -> tuple[int, ...]:
+        """Strides in pixels of `ViTOutput.feature_maps`: the stem's, then four times the patch size."""
+        return (*(2 << stage for stage in range(len(self.stem))), *4 * (self.patch_size,))
+
+    @property
+    def map_channels(self) -> tuple[int, ...]:
+        """Their widths."""
+        return (*self.stem, *4 * (self.dim,))
 
     @property
     def hidden_dim(self) -> int:
@@ -77,8 +98,8 @@ class ViTConfig:
 
 @dataclass(frozen=True)
 class ViTOutput:
-    """feature_maps: one (B, D, h, w) per out block, before the final norm; tokens: (B, T, D) after it;
-    routing: one entry per block, None for a dense FFN."""
+    """feature_maps: those of the stem, if there is one, then one (B, D, h, w) per out block, before the final
+    norm; tokens: (B, T, D) after it; routing: one entry per block, None for a dense FFN."""
 
     feature_maps: list[Tensor]
     tokens: Tensor
@@ -106,7 +127,7 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         grid = config.image_size // config.patch_size
-        self.patch_embed = PatchEmbed(config.patch_size, config.dim)
+        self.patch_embed = PatchEmbed(config.patch_size, config.dim, stem=config.stem)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, config.dim))
         self.mask_token = nn.Parameter(torch.zeros(1, config.dim), requires_grad=False)  # DINOv2's, unused
@@ -125,11 +146,11 @@ class VisionTransformer(nn.Module):
 
     def forward(self, image_B3HW: Tensor, descriptors_BP: Tensor | None = None) -> ViTOutput:
         """(B, 3, H, W) normalised, H and W multiples of the patch size, and (B, P) descriptors."""
-        patches_BhwD = self.patch_embed(image_B3HW)
+        patches_BhwD, feature_maps = self.patch_embed(image_B3HW)
         batch, rows, columns, _ = patches_BhwD.shape
         x_BTD = torch.cat([self.cls_token.expand(batch, -1, -1), patches_BhwD.flatten(1, 2)], dim=1)
         x_BTD = x_BTD + resize_position_embedding(self.pos_embed, (rows, columns))
-        feature_maps, routing = [], []
+        routing = []
         for index, block in enumerate(self.blocks):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_BTD, block_routing = checkpoint(block, x_BTD, descriptors_BP, use_reentrant=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
-from crossearth_sar.decoder import DecoderConfig, DecoderOutput, Mask2FormerDecoder
+from crossearth_sar.decoder import DecoderConfig, Mask2FormerDecoder, MaskOutput
 from crossearth_sar.errors import InputError
 
 CLASSES, IGNORED = 3, 255
@@ -51,7 +51,7 @@ def stripes(batch: int = 2) -> Tensor:
     return columns.expand(batch, 64, 64).clone()
 
 
-def random_output(batch: int = 2, layers: int = 2) -> DecoderOutput:
+def random_output(batch: int = 2, layers: int = 2) -> MaskOutput:
     """Logits that are leaves, so that the loss's gradient at them can be looked at."""
     pairs = [
         (
@@ -60,10 +60,10 @@ def random_output(batch: int = 2, layers: int = 2) -> DecoderOutput:
         )
         for _ in range(layers + 1)
     ]
-    return DecoderOutput(*pairs[-1], pairs[:-1])
+    return MaskOutput(*pairs[-1], pairs[:-1])
 
 
-def perfect_output(mask_BHW: Tensor) -> DecoderOutput:
+def perfect_output(mask_BHW: Tensor) -> MaskOutput:
     """Query c says class c where the label is c; the other queries say «no object»."""
     at_stride_4 = mask_BHW[:, 2::4, 2::4]
     class_logits = torch.zeros(mask_BHW.shape[0], 8, CLASSES + 1)
@@ -72,10 +72,10 @@ def perfect_output(mask_BHW: Tensor) -> DecoderOutput:
         class_logits[:, query, min(query, CLASSES)] = 20
         if query < CLASSES:
             mask_logits[:, query][at_stride_4 == query] = 20
-    return DecoderOutput(class_logits, mask_logits, [(class_logits, mask_logits)])
+    return MaskOutput(class_logits, mask_logits, [(class_logits, mask_logits)])
 
 
-def seeded_loss(decoder: Mask2FormerDecoder, output: DecoderOutput, mask_BHW: Tensor) -> dict[str, Tensor]:
+def seeded_loss(decoder: Mask2FormerDecoder, output: MaskOutput, mask_BHW: Tensor) -> dict[str, Tensor]:
     torch.manual_seed(7)
     return decoder.loss(output, mask_BHW)
 
@@ -244,7 +244,7 @@ def test_a_perfect_mask_of_the_wrong_class_costs() -> None:
     decoder, mask = make(), label()
     output = perfect_output(mask)
     shifted = output.class_logits[:, [1, 2, 0, 3, 4, 5, 6, 7]]
-    wrong = DecoderOutput(shifted, output.mask_logits, [(shifted, output.mask_logits)])
+    wrong = MaskOutput(shifted, output.mask_logits, [(shifted, output.mask_logits)])
     assert float(total(seeded_loss(decoder, wrong, mask))) > 10
 
 

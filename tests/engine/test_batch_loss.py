@@ -27,14 +27,16 @@ def masks() -> list[Tensor]:
     return [mixed, crowded, empty, one]
 
 
-def normalizers_by_definition(mask_BHW: Tensor) -> tuple[float, float]:
+def normalizers_by_definition(mask_BHW: Tensor) -> tuple[float, float, float]:
     """Class losses: a query with a target counts 1, another no_object_weight. Mask losses: the targets."""
     targets = [len(set(mask_HW.flatten().tolist()) - {255}) for mask_HW in mask_BHW]
     matched = sum(min(count, 5) for count in targets)
-    return matched + 0.1 * (len(targets) * 5 - matched), sum(targets)
+    return matched + 0.1 * (len(targets) * 5 - matched), sum(targets), sum(targets)
 
 
-def alone(monkeypatch: pytest.MonkeyPatch, others: tuple[float, float] = (0.0, 0.0), size: int = 1) -> Ranks:
+def alone(
+    monkeypatch: pytest.MonkeyPatch, others: tuple[float, ...] = (0.0, 0.0, 0.0), size: int = 1
+) -> Ranks:
     """One of `size` ranks, the rest of which add `others` to every sum."""
 
     def add(total: Tensor) -> Tensor:
@@ -45,17 +47,25 @@ def alone(monkeypatch: pytest.MonkeyPatch, others: tuple[float, float] = (0.0, 0
 
 
 def test_weights_are_shares_of_all_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranks = alone(monkeypatch, others=(7.0, 3.0), size=2)
+    elsewhere = (7.0, 3.0, 3.0)
+    ranks = alone(monkeypatch, elsewhere, size=2)
     own = [normalizers_by_definition(mask_BHW) for mask_BHW in masks()]
-    mean = [(sum(values) + rest) / 8 for values, rest in zip(zip(*own, strict=True), (7.0, 3.0), strict=True)]
+    mean = [(sum(values) + rest) / 8 for values, rest in zip(zip(*own, strict=True), elsewhere, strict=True)]
     for got, wanted in zip(part_weights(masks(), QUERIES, ranks), own, strict=True):
-        assert got[0].shape == got[1].shape == (), "on the device, one number each"
-        assert [float(v) for v in got] == pytest.approx([w / m for w, m in zip(wanted, mean, strict=True)])
+        assert got.tolist() == pytest.approx([w / m for w, m in zip(wanted, mean, strict=True)])
 
 
 def test_a_batch_without_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = part_weights([masks()[2]] * 2, QUERIES, alone(monkeypatch))
-    assert [(float(c), float(m)) for c, m in weights] == [(1.0, 1.0)] * 2
+    assert [weight.tolist() for weight in weights] == [[1.0, 1.0, 1.0]] * 2
+
+
+def test_an_fpn_counts_labelled_pixels_and_classes_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = part_weights(masks(), DecoderConfig(kind="fpn"), alone(monkeypatch, (0.0, 0.0)))
+    pixels = [int((mask != 255).sum()) for mask in masks()]
+    classes = [sum(len(set(image.flatten().tolist()) - {255}) for image in mask) for mask in masks()]
+    wanted = [[4 * p / sum(pixels), 4 * c / sum(classes)] for p, c in zip(pixels, classes, strict=True)]
+    assert [weight.tolist() for weight in weights] == [pytest.approx(row) for row in wanted]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])

@@ -11,7 +11,8 @@ from crossearth_sar.vit.embed import PatchEmbed, resize_position_embedding
 
 def test_a_patch_is_a_token_at_its_row_and_column() -> None:
     embed, image = PatchEmbed(4, 6), torch.randn(2, 3, 8, 12)
-    tokens = embed(image)
+    tokens, maps = embed(image)
+    assert maps == []
     assert tokens.shape == (2, 2, 3, 6)
     by_hand = embed.proj.weight.flatten(1) @ image[1, :, 4:8, 8:12].flatten() + embed.proj.bias
     torch.testing.assert_close(tokens[1, 1, 2], by_hand)

@@ -1,18 +1,17 @@
 """The loss of a whole batch, however the batch is cut into passes and ranks.
 
 A batch of N images is cut into P = ranks * accumulation parts; part p holds the draws n with n % P == p.
-Mask2Former's loss divides by the targets of the images it is given, so the mean over parts weighs a target
+A decoder's losses divide by the targets of the images they are given, so the mean over parts weighs a target
 in a sparse part more than one in a crowded part. The weights here turn the mean over parts into the loss of
 all images at once: part p counts by its share of all targets.
 
-B images of a part, H W pixels, P parts.
+B images of a part, H W pixels, P parts, K kinds of loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,28 +22,28 @@ from crossearth_sar.engine.distributed import Ranks, mean_over_ranks, sum_over_r
 from crossearth_sar.model import LossTerms, ModelOutput
 
 
-def part_weights(masks: Sequence[Tensor], config: DecoderConfig, ranks: Ranks) -> list[tuple[Any, Any]]:
-    """For each part of this rank, what its class loss and its mask and dice losses count; a collective call.
+def part_weights(masks: Sequence[Tensor], config: DecoderConfig, ranks: Ranks) -> list[Tensor]:
+    """For each part of this rank, what its losses count; a collective call.
 
     Args:
         masks: (B, H, W) labels of each part, on the host.
 
     Returns:
-        (weight of the class loss, weight of mask and dice), both with mean 1 over all parts of all ranks
-        when weighed by the targets. Tensors of one element on the ranks' device: the host waits for nobody.
+        (K,) weights in the order of the decoder's losses, with mean 1 over all parts of all ranks when
+        weighed by the targets; on the ranks' device, and the host waits for nobody.
     """
-    own_P2 = torch.tensor([_normalizers(mask_BHW, config) for mask_BHW in masks], dtype=torch.float64)
-    own_P2 = own_P2.to(ranks.device, non_blocking=True)
-    total = sum_over_ranks(own_P2.sum(0))
+    own_PK = torch.tensor([_normalizers(mask_BHW, config) for mask_BHW in masks], dtype=torch.float64)
+    own_PK = own_PK.to(ranks.device, non_blocking=True)
+    total = sum_over_ranks(own_PK.sum(0))
     mean = total / (len(masks) * ranks.size)
-    weights_P2 = torch.where(mean > 0, own_P2 / mean, 1.0).float()  # without a target its losses are 0 anyway
-    return [(class_weight, mask_weight) for class_weight, mask_weight in weights_P2.unbind()]
+    weights_PK = torch.where(mean > 0, own_PK / mean, 1.0).float()  # without a target its losses are 0 anyway
+    return list(weights_PK.unbind())
 
 
-def weigh(terms: LossTerms, class_weight: float | Tensor, mask_weight: float | Tensor) -> LossTerms:
+def weigh(terms: LossTerms, weights_K: Tensor) -> LossTerms:
     """The terms of a part, weighed; `total` and `segmentation` follow."""
-    weights = {"class": class_weight, "mask": mask_weight, "dice": mask_weight}
-    parts = {name: value * weights[name] for name, value in terms.parts.items()}
+    weighed = zip(terms.parts.items(), weights_K.unbind(), strict=True)
+    parts = {name: value * weight for (name, value), weight in weighed}
     segmentation = torch.stack(list(parts.values())).sum()
     return LossTerms(segmentation + terms.balance, segmentation, terms.balance, parts)
 
@@ -63,12 +62,18 @@ def with_global_shares(output: ModelOutput, ranks: Ranks) -> ModelOutput:
     return replace(output, routing=tuple(routing))
 
 
-def _normalizers(mask_BHW: Tensor, config: DecoderConfig) -> tuple[float, float]:
-    """What transformers' loss divides the class losses and the mask losses of these images by."""
+def _normalizers(mask_BHW: Tensor, config: DecoderConfig) -> tuple[float, ...]:
+    """What the decoder's losses of these images are divided by, in their order.
+
+    Of Mask2Former class, mask, dice: queries, counted as transformers does, and targets twice. Of an FPN
+    class and dice: labelled pixels, and classes of images.
+    """
     targets = [_classes_present(mask_HW) for mask_HW in mask_BHW]
+    if config.kind == "fpn":
+        return float((mask_BHW != IGNORE_INDEX).sum()), float(sum(targets))
     matched = sum(min(count, config.num_queries) for count in targets)
     unmatched = len(targets) * config.num_queries - matched
-    return matched + config.no_object_weight * unmatched, float(sum(targets))
+    return matched + config.no_object_weight * unmatched, float(sum(targets)), float(sum(targets))
 
 
 def _classes_present(mask_HW: Tensor) -> int:

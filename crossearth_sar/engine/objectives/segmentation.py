@@ -103,11 +103,10 @@ class Segmentation(Objective):
             return [m[0].cpu() for m in self._frozen.features(*inputs).feature_maps]
 
     def prepare(self, parts: list[Batch]) -> list[Batch]:
-        """Adds the weights of the class and the mask losses: of all parts together it is one batch's loss."""
+        """Adds the weights of the losses: of all parts together it is one batch's loss."""
         weights = part_weights([part["mask"] for part in parts], self.model_config.decoder, self.ranks)
         return [
-            {**part, "class_weight": class_weight, "mask_weight": mask_weight}
-            for part, (class_weight, mask_weight) in zip(parts, weights, strict=True)
+            {**part, "loss_weights": part_weights} for part, part_weights in zip(parts, weights, strict=True)
         ]
 
     def losses(self, forward: Forward, model: nn.Module, part: Batch) -> Losses:
@@ -121,7 +120,7 @@ class Segmentation(Objective):
             output = with_global_shares(output, self.ranks)
         if self.config.mode != "full":
             output = ModelOutput(output.decoder, ())  # frozen routers are not balanced
-        terms = weigh(model.loss(output, part["mask"]), part["class_weight"], part["mask_weight"])
+        terms = weigh(model.loss(output, part["mask"]), part["loss_weights"])
         values = {
             "loss": terms.total,
             "loss_segmentation": terms.segmentation,

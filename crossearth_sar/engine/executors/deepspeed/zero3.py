@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from crossearth_sar.decoder import Mask2FormerDecoder
+from crossearth_sar.decoder import Decoder
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.moe.layer import PhysicsGuidedMoE
 from crossearth_sar.vit import VisionTransformer
@@ -42,7 +42,7 @@ def after_engine(model: nn.Module) -> None:
 
 
 def _returning_dataclasses(model: nn.Module) -> list[nn.Module]:
-    kinds = PhysicsGuidedMoE | VisionTransformer | Mask2FormerDecoder | CrossEarthSAR
+    kinds = PhysicsGuidedMoE | VisionTransformer | Decoder | CrossEarthSAR
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
