@@ -87,7 +87,12 @@ class ModelConfig:
     crop_stride: int = 341
     """Step from window to window of slide inference, pixels."""
 
+    pixel_m: float | None = None
+    """Ground spacing it works at, metres per pixel; images that say theirs are brought to it by power
+    averaging (ground_scale.py). null: images are taken as they are."""
+
     def __post_init__(self) -> None:
+        require(self.pixel_m is None or 0 < self.pixel_m < 1e5, "pixel_m", self.pixel_m, "above 0, or null")
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
         require(
             self.crop_size % self.vit.patch_size == 0,

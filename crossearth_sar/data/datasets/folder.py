@@ -74,6 +74,8 @@ class FolderConfig:
     """The number of a pixel without a measurement; null: what the file says."""
     array_key: str | None = None
     """Which array of an NPZ file."""
+    pixel_m: float | None = None
+    """Ground spacing of the images, metres per pixel; null: what a GeoTIFF's tags say, else not known."""
     label_values: dict[int, str] = field(default_factory=dict)
     """Raw label value: class name or ignore; without, value i is class i, 255 is ignored."""
     label_palette: dict[str, RGB | tuple[RGB, ...]] = field(default_factory=dict)
@@ -96,6 +98,7 @@ class FolderConfig:
             require(not self.where, "where", self.where, "nothing beside images: it filters rows of an index")
             _require_patterns(self.images, self.labels)
         require(0 < self.test_share < 1, "test_share", self.test_share, "a share between 0 and 1")
+        require(self.pixel_m is None or 0 < self.pixel_m < 1e5, "pixel_m", self.pixel_m, "above 0, or null")
         require(self.tile is None or self.tile >= 16, "tile", self.tile, "at least 16 pixels, or null")
         require(
             self.bands is None or 1 <= len(self.bands) <= MAX_BANDS,

@@ -104,6 +104,8 @@ class DatasetSpec:
     """Channels to take inside one file; null: all."""
     band_axis: BandAxis = "auto"
     """Where the bands are in an array of three axes."""
+    pixel_m: float | None = None
+    """Ground spacing of the images, metres per pixel; null: what a GeoTIFF's tags say, else not known."""
     scene_size: tuple[int, int] | None = None
     """(height, width) of every file; null where they differ: each is looked at when opened."""
     window: int = 512
@@ -123,6 +125,7 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         require(self.window >= 16, "window", self.window, "at least 16 pixels")
+        require(self.pixel_m is None or 0 < self.pixel_m < 1e5, "pixel_m", self.pixel_m, "above 0, or null")
         _require_pattern("images", self.images)
         if self.labels is not None:
             _require_pattern("labels", self.labels)
