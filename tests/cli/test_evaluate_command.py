@@ -138,7 +138,7 @@ def test_what_is_scored_is_kept_when_a_later_row_breaks(
         return sparse_score(row.key, 0, 0)
 
     monkeypatch.setattr(module, "run_benchmark", run_row)
-    monkeypatch.setattr(module, "open_target", lambda row, config: [])
+    monkeypatch.setattr(module, "open_target", lambda *_: [])
     monkeypatch.setattr(module, "open_model", lambda arguments, row: None)
     arguments = ["--model", "x", "--output", str(tmp_path), "--benchmark", "N2S", "S2N", "K2C", "C2K"]
     with pytest.raises(RuntimeError, match="out of memory"):
