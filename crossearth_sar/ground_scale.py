@@ -11,16 +11,25 @@ C bands, H W pixels of the image, h w pixels at the model's spacing («working»
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from crossearth_sar.config import require
 from crossearth_sar.errors import InputError
 
 COARSEST, FINEST = 1 / 16, 64.0
 """A working pixel is at least and at most so many pixels of an image long: beyond, a spacing is a mistake."""
+
+MAX_PIXEL_M = 1e5
+"""A ground spacing is below this many metres."""
+
+
+def require_pixel_m(metres: float | None, name: str = "pixel_m") -> None:
+    """InputError unless `metres` is a ground spacing, or None."""
+    fits = metres is None or 0 < metres < MAX_PIXEL_M
+    require(fits, name, metres, f"metres per pixel, above 0 and below {MAX_PIXEL_M:g}, or null")
 
 
 def scale_factor(own_m: float | None, model_m: float | None) -> float:
@@ -31,9 +40,8 @@ def scale_factor(own_m: float | None, model_m: float | None) -> float:
     Raises:
         InputError: a spacing is no length, or one is more than 64 times (16 times) finer than the other.
     """
-    for name, metres in (("the image's pixel_m", own_m), ("the model's pixel_m", model_m)):
-        if metres is not None and not (math.isfinite(metres) and metres > 0):
-            raise InputError(f"{name} is no ground spacing", got=metres, expected="metres per pixel, above 0")
+    require_pixel_m(own_m, "the image's pixel_m")
+    require_pixel_m(model_m, "the model's pixel_m")
     if own_m is None or model_m is None:
         return 1.0
     factor = model_m / own_m

@@ -9,6 +9,7 @@ from typing import Literal
 from crossearth_sar.config import require
 from crossearth_sar.decoder import DecoderConfig
 from crossearth_sar.errors import InputError, nearest
+from crossearth_sar.ground_scale import require_pixel_m
 from crossearth_sar.moe import ExpertSpec
 from crossearth_sar.moe.router import Gate
 from crossearth_sar.peft import EarthAdapterConfig
@@ -92,7 +93,7 @@ class ModelConfig:
     averaging (ground_scale.py). null: images are taken as they are."""
 
     def __post_init__(self) -> None:
-        require(self.pixel_m is None or 0 < self.pixel_m < 1e5, "pixel_m", self.pixel_m, "above 0, or null")
+        require_pixel_m(self.pixel_m)
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
         require(
             self.crop_size % self.vit.patch_size == 0,

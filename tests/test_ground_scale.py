@@ -123,5 +123,5 @@ def test_sizes_and_spacings() -> None:
         ):
             scale_factor(own, model)
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="ground spacing"):
+        with pytest.raises(InputError, match="the image's pixel_m does not fit"):
             scale_factor(wrong, 10.0)

@@ -114,7 +114,8 @@ class FolderScenes:
         )
         _require_few_bands(scene, len(raw.values))  # here too, for a set opened without a check
         image = to_amplitude(raw.values, config.values, valid=raw.valid, name=scene.image)
-        pixel_m = raw.pixel_m if config.pixel_m is None else config.pixel_m
+        stated = (config.pixel_m, scene.pixel_m, raw.pixel_m)  # by the user, the index, the file
+        pixel_m = next((metres for metres in stated if metres is not None), None)
         if scene.label is None:
             return _Decoded(image, np.full(image.shape[1:], IGNORE_INDEX, np.uint8), raw.valid, pixel_m)
         mask = read_label(scene.label, self._labels)

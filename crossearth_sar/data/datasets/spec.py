@@ -21,6 +21,7 @@ from crossearth_sar.data.files.amplitude import ValueKind
 from crossearth_sar.data.files.labels import IGNORE, RGB, label_table
 from crossearth_sar.data.files.readers import BandAxis
 from crossearth_sar.errors import InputError
+from crossearth_sar.ground_scale import require_pixel_m
 
 ComplexPart = Literal["amplitude", "real", "imaginary"]
 LabelKind = Literal["real", "pseudo"]
@@ -125,7 +126,7 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         require(self.window >= 16, "window", self.window, "at least 16 pixels")
-        require(self.pixel_m is None or 0 < self.pixel_m < 1e5, "pixel_m", self.pixel_m, "above 0, or null")
+        require_pixel_m(self.pixel_m)
         _require_pattern("images", self.images)
         if self.labels is not None:
             _require_pattern("labels", self.labels)
