@@ -114,8 +114,8 @@ def average_bins(amplitude: Tensor, rows: Bins, columns: Bins, valid: Tensor | N
         count = (rows.count[:, None] * columns.count).to(amplitude.device)
     else:
         amplitude = torch.where(valid, amplitude, 0)
-        count = _sums(_sums(valid, rows, -2), columns, -1)
-    power = _sums(_sums(amplitude, rows, -2, square=True), columns, -1)
+        count = _sums(valid, rows, columns)
+    power = _sums(amplitude, rows, columns, square=True)
     return power.div_(count.clamp(min=1)).sqrt_().to(amplitude.dtype)
 
 
@@ -126,7 +126,7 @@ def any_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:
 
 def any_valid_bins(valid: Tensor, rows: Bins, columns: Bins) -> Tensor:
     """`any_valid` over given bins."""
-    return _sums(_sums(valid, rows, -2), columns, -1) > 0
+    return _sums(valid, rows, columns) > 0
 
 
 def centre_pixels(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -144,17 +144,19 @@ def centre_pixels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return labels.index_select(-2, rows).index_select(-1, columns)
 
 
-def _sums(values: Tensor, bins: Bins, dim: int, *, square: bool = False) -> Tensor:
-    """Sums over each bin along `dim`, float64, in an order that is the same on every device."""
+def _sums(values: Tensor, rows: Bins, columns: Bins, *, square: bool = False) -> Tensor:
+    """(..., H, W) -> (..., h, w) sums over the bins in float64, in the same order on every device."""
+    by_rows = _sums_of_rows(values, rows, square=square)
+    return _sums_of_rows(by_rows.mT.contiguous(), columns).mT.contiguous()
+
+
+def _sums_of_rows(values: Tensor, bins: Bins, *, square: bool = False) -> Tensor:
     first, count = bins.first.to(values.device), bins.count.to(values.device)
-    total: Tensor | None = None
-    for step in range(int(bins.count.max())):
-        reaches = step < count
-        part = values.index_select(dim, torch.where(reaches, first + step, first)).double()
-        if square:
-            part = part.square()
-        if not bool(reaches.all()):
-            part = part * (reaches if dim == -1 else reaches[:, None])
-        total = part if total is None else total.add_(part)
-    assert total is not None
+    total = values.index_select(-2, first).double()
+    if square:
+        total.square_()
+    for step in range(1, int(bins.count.max())):
+        longer = (count > step).nonzero()[:, 0]
+        part = values.index_select(-2, first[longer] + step).double()
+        total.index_add_(-2, longer, part.square_() if square else part)  # each bin once: no race on a GPU
     return total
