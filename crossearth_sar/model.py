@@ -24,6 +24,7 @@ from crossearth_sar.config import from_mapping, merge, to_mapping
 from crossearth_sar.decoder import Decoder, DecoderOutput, make_decoder
 from crossearth_sar.descriptors import RunningStandardizer, sar_descriptors
 from crossearth_sar.errors import InputError
+from crossearth_sar.ground_scale import average_power, centre_pixels, working_size
 from crossearth_sar.hub import HubFolder
 from crossearth_sar.moe import PhysicsGuidedMoE, RoutingInfo
 from crossearth_sar.network_input import checked_amplitude, network_input, statistics_of
@@ -177,6 +178,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         db_mean: Tensor | np.ndarray | Sequence[float] | None = None,
         db_std: Tensor | np.ndarray | Sequence[float] | None = None,
         *,
+        pixel_m: float | None = None,
         on_window: Callable[[ModelOutput], None] | None = None,
     ) -> Tensor:
         """Classes per pixel, (B, H, W) int64, for an amplitude image of any size.
@@ -188,16 +190,20 @@ class CrossEarthSAR(nn.Module, HubFolder):
         Args:
             image_BCHW, db_mean, db_std: as in `forward`, tensors, arrays or lists of numbers; statistics not
                 given are those of the whole image.
+            pixel_m: metres per pixel of the images, which are averaged to the model's (`ground_scale`) and
+                measured there; not given, they are taken as they are.
             on_window: called with each window's output, to look at the routing.
 
         Raises:
             InputError: for another shape, a bad pixel, or statistics that do not fit the bands.
         """
         given = checked_amplitude(image_BCHW)
-        amplitude = given.to(self.backbone.cls_token.device)
+        size = working_size(given.shape[-2:], pixel_m, self.config.pixel_m)
+        amplitude = average_power(given, size).to(self.backbone.cls_token.device)
         mean, std = statistics_of(amplitude, db_mean, db_std)
         with eval_mode(self):
-            return self._slide(amplitude, mean, std, on_window).argmax(1).to(given.device)
+            classes = self._slide(amplitude, mean, std, on_window).argmax(1)
+        return centre_pixels(classes.to(given.device), (given.shape[-2], given.shape[-1]))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(self, save_directory)

@@ -9,6 +9,7 @@ from typing import Literal
 from crossearth_sar.config import require
 from crossearth_sar.decoder import DecoderConfig
 from crossearth_sar.errors import InputError, nearest
+from crossearth_sar.ground_scale import require_pixel_m
 from crossearth_sar.moe import ExpertSpec
 from crossearth_sar.moe.router import Gate
 from crossearth_sar.peft import EarthAdapterConfig
@@ -87,7 +88,12 @@ class ModelConfig:
     crop_stride: int = 341
     """Step from window to window of slide inference, pixels."""
 
+    pixel_m: float | None = None
+    """Ground spacing it works at, metres per pixel; images that say theirs are brought to it by power
+    averaging (ground_scale.py). null: images are taken as they are."""
+
     def __post_init__(self) -> None:
+        require_pixel_m(self.pixel_m)
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
         require(
             self.crop_size % self.vit.patch_size == 0,

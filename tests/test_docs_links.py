@@ -82,7 +82,7 @@ def test_the_index_of_reports_names_each() -> None:
 
 def test_one_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    first, *earlier = re.findall(r"^## (.+)$", changelog, re.MULTILINE)
+    first, *earlier = re.findall(r"^## ([\d.]+)(?: — unreleased)?$", changelog, re.MULTILINE)
     assert first == __version__
     assert provenance()["crossearth_sar"] == __version__
     numbers = [tuple(map(int, version.split("."))) for version in (first, *earlier)]

@@ -20,7 +20,7 @@ FLOORS = [
     {"version", "errors", "spacing"},
     {"config_keys"},
     {"config"},
-    {"kernels", "decibels"},
+    {"kernels", "decibels", "ground_scale"},
     {"backend", "convolution", "network_input", "provenance", "device"},
     {"descriptors", "moe", "data"},
     {"vit", "decoder", "peft"},

@@ -6,6 +6,7 @@ B batch, C bands, H W pixels.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from micro_model import CLASSES, amplitude, label, micro
+from micro_model import CLASSES, MICRO, amplitude, label, micro
 from torch import Tensor
 
-from crossearth_sar import InputError, sar_descriptors
+from crossearth_sar import CrossEarthSAR, InputError, build_model, load_model, sar_descriptors, save_model
 from crossearth_sar.decibels import db_statistics, to_db
+from crossearth_sar.ground_scale import average_power
 from crossearth_sar.model import ModelOutput
 from crossearth_sar.network_input import network_input
 from crossearth_sar.spacing import sliding_windows
@@ -402,3 +404,42 @@ def test_forward_refuses_bands_it_would_drop(bands: int) -> None:
 def test_forward_refuses_part_of_a_patch() -> None:
     with pytest.raises(InputError, match=r"(?s)60 x 64.*multiples of 8.*predict"):
         micro()(amplitude(1, 1, 60, 64))
+
+
+def scaled(metres: float) -> CrossEarthSAR:
+    return build_model("crossearth_sar_tiny", CLASSES, changes={**MICRO, "pixel_m": metres}).eval()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 63), (101, 77)])
+def test_predict_at_the_ground_spacing_of_the_model(size: tuple[int, int]) -> None:
+    """Every pixel repeated 2 x 2 at half the spacing: the same scene, so the same classes on its pixels."""
+    model, image = scaled(10.0), amplitude(2, 2, *size)
+    windows: list[ModelOutput] = []
+    expected = model.predict(image, pixel_m=10.0)
+    fine = image.repeat_interleave(2, -2).repeat_interleave(2, -1)
+    found = model.predict(fine, pixel_m=5.0, on_window=windows.append)
+    assert torch.equal(found, expected.repeat_interleave(2, -2).repeat_interleave(2, -1))
+    assert len(windows) == len(list(sliding_windows(*size, 64, 40)))
+    assert expected.unique().numel() > 1
+    assert torch.equal(model.predict(image), expected), "a spacing that is not given changes nothing"
+    assert model.predict(image, pixel_m=27.0).shape == expected.shape
+    coarse = image[..., ::2, ::2]
+    repeated = coarse.repeat_interleave(2, -2).repeat_interleave(2, -1)
+    back = model.predict(repeated, pixel_m=10.0)[..., ::2, ::2]
+    assert torch.equal(model.predict(coarse, pixel_m=20.0), back)
+
+
+def test_statistics_not_given_are_those_of_the_averaged_image() -> None:
+    model, image = scaled(40.0), amplitude(1, 1, 256, 256)
+    small = average_power(image, (64, 64))
+    given = model.predict(image, *db_statistics(small), pixel_m=10.0)
+    assert torch.equal(model.predict(image, pixel_m=10.0), given)
+    with pytest.raises(InputError, match=r"0\.1 m a pixel is not for a model that works at 40 m"):
+        model.predict(image, pixel_m=0.1)
+    with pytest.raises(InputError, match="pixel_m"):
+        scaled(-1.0)
+
+
+def test_the_ground_spacing_is_saved(tmp_path: Path) -> None:
+    save_model(scaled(10.0), tmp_path)
+    assert load_model(tmp_path).config.pixel_m == 10

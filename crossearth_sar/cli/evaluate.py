@@ -20,6 +20,7 @@ sparse model also which experts each domain uses, experts-by-domain.csv and, fro
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ from crossearth_sar.evaluation.protocol import (
 )
 from crossearth_sar.evaluation.registry import Benchmark, all_benchmarks, benchmark, paper_methods
 from crossearth_sar.evaluation.report import EXPERTS_TABLE, Picture, write_html, write_tables
-from crossearth_sar.model import CrossEarthSAR, load_model
+from crossearth_sar.model import CONFIG_FILE, CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
 from crossearth_sar.spacing import evenly_spaced
 
@@ -133,7 +134,7 @@ def checked_rows(
     problems: dict[str, InputError] = {}
     for row in rows:
         try:
-            targets[row.key] = open_target(row, config)
+            targets[row.key] = open_target(row, config, working_pixel_m(arguments, row))
         except InputError as error:
             problems[row.key] = error
     if targets:
@@ -150,6 +151,18 @@ def checked_rows(
     if not targets:
         raise InputError("none of the rows can be run", got=", ".join(failed), fix="see above, row by row")
     return targets, failed
+
+
+def working_pixel_m(arguments: argparse.Namespace, row: Benchmark) -> float | None:
+    """Ground spacing of the row's model, for the statistics of its target; None for another's model."""
+    if not arguments.model:
+        return None
+    try:
+        path = Path(arguments.model.replace(PLACEHOLDER, row.slug)) / CONFIG_FILE
+        found = json.loads(path.read_text(encoding="utf-8"))["pixel_m"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # older than this setting, or no model: loading it says so
+    return found if isinstance(found, int | float) else None
 
 
 def check_shared_model(arguments: argparse.Namespace, any_row: Benchmark) -> None:

@@ -34,7 +34,7 @@ from crossearth_sar.cli.options import add_device_option, add_normalize_option
 from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.domain import MEASURED_SAMPLES
 from crossearth_sar.data.files.amplitude import ValueKind
-from crossearth_sar.data.files.readers import BandAxis, read_image, read_shape
+from crossearth_sar.data.files.readers import BandAxis, read_image, read_pixel_m, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
 from crossearth_sar.device import checked_device
 from crossearth_sar.errors import InputError
@@ -47,7 +47,7 @@ from crossearth_sar.spacing import evenly_spaced, sliding_windows
 RECORD = "prediction.json"
 """In the folder of maps: what they were made with. The same command reads it and goes on."""
 
-SETTINGS = ("model_sha256", "values", "normalize", "nodata", "bands", "band_axis", "array_key")
+SETTINGS = ("model_sha256", "values", "normalize", "nodata", "bands", "band_axis", "array_key", "pixel_m")
 """What must be the same for all maps of a folder."""
 
 _SHOWN_PROBLEMS = 5
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bands", type=int, nargs="+", metavar="I", help="indices from 0 of at most three bands")
     add("--band-axis", choices=get_args(BandAxis), default="auto")
     add("--array-key", metavar="NAME", help="which array of an .npz")
+    add("--pixel-m", "--pixel_m", type=float, metavar="METRES", help="ground spacing, over a GeoTIFF's tags")
     add_device_option(parser)
 
 
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     maps = maps_of_images(arguments.images, Path(arguments.output).expanduser())
     check_headers(arguments, list(maps))
     model = load_model(Path(arguments.model).expanduser(), device=device)
+    tell_unknown_spacing(arguments, model, list(maps))
     record = open_record(arguments, model, list(maps))
     waiting = {image: target for image, target in maps.items() if not target.is_file()}
     if len(waiting) < len(maps):
@@ -149,6 +151,23 @@ def check_headers(arguments: argparse.Namespace, images: list[Path]) -> None:
         raise InputError("\n".join([f"{len(problems)} of {len(images)} images cannot be used", *lines]))
 
 
+def tell_unknown_spacing(arguments: argparse.Namespace, model: CrossEarthSAR, images: list[Path]) -> None:
+    """Once: that images are taken as they are, since nothing says how long their pixels are on the ground."""
+    working_m = model.config.pixel_m
+    if working_m is None or arguments.pixel_m is not None:
+        return
+    unknown = [image for image in images if read_pixel_m(image) is None]
+    if unknown:
+        logging.warning(
+            "%d of %d images, %s first, do not say their ground spacing and are taken as they are; "
+            "the model works at %g m a pixel: give --pixel-m METRES if theirs is another",
+            len(unknown),
+            len(images),
+            unknown[0],
+            working_m,
+        )
+
+
 def read_scene(arguments: argparse.Namespace, image: Path) -> Scene:
     raw = read_image(
         image,
@@ -157,7 +176,7 @@ def read_scene(arguments: argparse.Namespace, image: Path) -> Scene:
         bands=tuple(arguments.bands) if arguments.bands else None,
         array_key=arguments.array_key,
     )
-    return Scene(raw, arguments.values)
+    return Scene(raw, arguments.values, arguments.pixel_m)
 
 
 def open_record(arguments: argparse.Namespace, model: CrossEarthSAR, images: list[Path]) -> dict[str, Any]:
@@ -168,7 +187,8 @@ def open_record(arguments: argparse.Namespace, model: CrossEarthSAR, images: lis
     if path.is_file():
         return checked_record(path, settings)
     classes = classes_of(model)
-    mean, std = measure(arguments, images) if arguments.normalize == "domain" else (None, None)
+    by_domain = arguments.normalize == "domain"
+    mean, std = measure(arguments, images, model.config.pixel_m) if by_domain else (None, None)
     record = {
         "model": str(arguments.model),
         **settings,
@@ -188,7 +208,7 @@ def open_record(arguments: argparse.Namespace, model: CrossEarthSAR, images: lis
 
 def checked_record(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = {"pixel_m": None, **json.loads(path.read_text(encoding="utf-8"))}  # older ones had none
         other = [key for key in SETTINGS if json.dumps(record[key]) != json.dumps(settings[key])]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged", got=repr(error), fix="give another --output") from error
@@ -216,8 +236,10 @@ def classes_of(model: CrossEarthSAR) -> ClassTable:
     return class_table(names, palette)
 
 
-def measure(arguments: argparse.Namespace, images: list[Path]) -> tuple[list[float], list[float]]:
-    """dB statistics of up to 32 images, evenly spaced."""
+def measure(
+    arguments: argparse.Namespace, images: list[Path], pixel_m: float | None
+) -> tuple[list[float], list[float]]:
+    """dB statistics of up to 32 images, evenly spaced, at the model's ground spacing."""
     count = min(len(images), MEASURED_SAMPLES)
     chosen = [images[i] for i in evenly_spaced(len(images), count, ends=True)]
 
@@ -228,7 +250,7 @@ def measure(arguments: argparse.Namespace, images: list[Path]) -> tuple[list[flo
             except InputError as error:  # a tile of nodata for instance; predict says it again
                 logging.warning("not in the statistics: %s", error)
 
-    mean, std = measure_scenes(scenes())
+    mean, std = measure_scenes(scenes(), pixel_m)
     return mean.tolist(), std.tolist()
 
 
@@ -238,11 +260,12 @@ def predict(
     started = time.perf_counter()
     scene = read_scene(arguments, image)
     if record["db_mean"] is None:
-        mean, std = measure_scenes([scene])
+        mean, std = measure_scenes([scene], model.config.pixel_m)
     else:
         mean, std = torch.tensor(record["db_mean"]), torch.tensor(record["db_std"])
     height, width = scene.size
-    windows = len(list(sliding_windows(height, width, model.config.crop_size, model.config.crop_stride)))
+    seen = scene.working_size(model.config.pixel_m)
+    windows = len(list(sliding_windows(*seen, model.config.crop_size, model.config.crop_stride)))
     with tqdm(total=windows, unit="window", leave=False, disable=not sys.stderr.isatty()) as bar:
         found = predict_scene(model, scene, mean, std, on_window=lambda _: bar.update())
     classes = ClassTable(names=tuple(record["classes"]), palette=tuple(map(tuple, record["palette"])))

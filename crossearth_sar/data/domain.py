@@ -2,6 +2,7 @@
 
 Images are simulated, lie in a folder as its config says, or are a published dataset in its official layout.
 Normalising each domain by its own statistics needs no label of it, and takes the calibration out of the gap.
+They are measured at the ground spacing of the model, as averaging changes the deviation; samples keep theirs.
 
 C bands, H W pixels.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import logging
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +29,7 @@ from crossearth_sar.data.datasets.published import named_task, open_spec
 from crossearth_sar.data.datasets.spec import DatasetSpec
 from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample, SegmentationDataset
 from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
+from crossearth_sar.data.working_scale import measured_amplitude
 from crossearth_sar.decibels import DomainStatistics
 from crossearth_sar.errors import InputError
 from crossearth_sar.spacing import evenly_spaced
@@ -36,6 +39,8 @@ MEASURED_SAMPLES = 32
 
 LABELLED_SAMPLES = 64
 """Evenly spaced samples among which one must have a labelled pixel, for a domain to train on."""
+
+_log = logging.getLogger(__name__)
 
 HELD_OUT_SCENES = 64
 """Simulated scenes that are enough to validate on."""
@@ -142,27 +147,43 @@ class Mixture:
         return self.parts[number], index - (self._ends[number - 1] if number else 0)
 
 
-class Domain:
-    """A SegmentationDataset whose samples carry db_mean and db_std, (C,) each."""
+class SpacedScenes(SimulatedScenes):
+    """Simulated scenes that say their ground spacing."""
 
-    def __init__(self, config: DomainConfig, dataset: TraceableDataset) -> None:
+    def __getitem__(self, index: int) -> Sample:
+        return {**super().__getitem__(index), "pixel_m": self.config.resolution_m}
+
+
+class Domain:
+    """A SegmentationDataset whose samples carry db_mean and db_std, (C,) each.
+
+    Args:
+        pixel_m: ground spacing of the model that it is for, metres: what the statistics are measured at.
+            Images that do not know their own are measured as they are, which is logged once. None: all are.
+    """
+
+    def __init__(self, config: DomainConfig, dataset: TraceableDataset, pixel_m: float | None = None) -> None:
         self.name, self.dataset, self.classes = config.name, dataset, dataset.classes
+        self.pixel_m, self._told = pixel_m, bool(config.mixture)  # a mixture's parts tell
         self._chosen = evenly_spaced(len(dataset), config.max_samples or len(dataset))
         self.db_mean, self.db_std = (None, None)
         if config.normalize == "domain" and not config.mixture:
-            self.db_mean, self.db_std = measure_db(dataset)
+            self.db_mean, self.db_std = measure_db(dataset, pixel_m=pixel_m)
+        if pixel_m is not None and len(dataset):
+            self._tell_unknown(dataset[0])
 
     def __len__(self) -> int:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[self._chosen[index]]
+        self._tell_unknown(sample)
         if "db_mean" in sample:  # of a mixture: its part's
             return sample
         mean, std = self.db_mean, self.db_std
         if mean is None or std is None:
             statistics = DomainStatistics()
-            statistics.add(sample["image"], sample["name"])
+            statistics.add(measured_amplitude(sample, self.pixel_m), sample["name"])
             mean, std = statistics.result()
         return {**sample, "db_mean": mean, "db_std": std}
 
@@ -170,26 +191,40 @@ class Domain:
         """Where the sample comes from, see `sample.Origin`."""
         return self.dataset.origin(self._chosen[index])
 
+    def _tell_unknown(self, sample: Sample) -> None:
+        """Once a domain: that an image is taken as it is, since nothing says how long its pixels are."""
+        if self.pixel_m is None or self._told or "pixel_m" in sample:
+            return
+        self._told = True
+        _log.warning(
+            "domain %r: the ground spacing of %s is not known, so it is taken as it is, though the model "
+            "works at %g m a pixel; say it: pixel_m of the folder, or of the dataset's changes, in metres",
+            self.name,
+            sample["name"],
+            self.pixel_m,
+        )
+
     @property
     def notes(self) -> list[str]:
         """Where the files of a published dataset differ from what was published, a sentence each."""
         return self.dataset.notes if isinstance(self.dataset, OfficialDataset) else []
 
 
-def open_domain(config: DomainConfig, root: str = "") -> Domain:
-    """Opens and checks the domain; relative folders are taken below `root`.
+def open_domain(config: DomainConfig, root: str = "", pixel_m: float | None = None) -> Domain:
+    """Opens and checks the domain; relative folders are taken below `root`, `pixel_m` is as in `Domain`.
 
     Raises:
         InputError: for anything wrong with the files that can be known early.
     """
     if config.simulated is not None:
-        return Domain(config, SimulatedScenes(config.simulated))
+        return Domain(config, SpacedScenes(config.simulated), pixel_m)
     if config.folder is not None:
-        return Domain(config, FolderScenes(replace(config.folder, root=str(Path(root) / config.folder.root))))
+        folder = replace(config.folder, root=str(Path(root) / config.folder.root))
+        return Domain(config, FolderScenes(folder), pixel_m)
     if config.official is not None:
-        return Domain(config, open_official(config.official, root))
+        return Domain(config, open_official(config.official, root), pixel_m)
     _require_present(config, root)
-    return Domain(config, Mixture([open_domain(part, root) for part in config.mixture]))
+    return Domain(config, Mixture([open_domain(part, root, pixel_m) for part in config.mixture]), pixel_m)
 
 
 def open_official(config: OfficialConfig, root: str | Path) -> OfficialDataset:
@@ -305,12 +340,17 @@ def held_out_of(config: DomainConfig) -> tuple[DomainConfig, DomainConfig]:
     return train, replace(config, name=name, official=replace(official, part="test"))
 
 
-def measure_db(dataset: SegmentationDataset, max_samples: int = MEASURED_SAMPLES) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation in dB, (C,) each, of evenly spaced samples: `decibels.DomainStatistics`."""
+def measure_db(
+    dataset: SegmentationDataset, max_samples: int = MEASURED_SAMPLES, *, pixel_m: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation in dB, (C,) each, of evenly spaced samples: `decibels.DomainStatistics`.
+
+    Those that know their ground spacing are brought to `pixel_m` metres per pixel first.
+    """
     statistics = DomainStatistics()
     for index in evenly_spaced(len(dataset), max_samples, ends=True):
         sample = dataset[index]
-        statistics.add(sample["image"], sample["name"])
+        statistics.add(measured_amplitude(sample, pixel_m), sample["name"])
     return statistics.result()
 
 

@@ -31,6 +31,9 @@ class Sample(TypedDict):
         and descriptors see one convention.
     mask: (H, W) int64, class index or IGNORE_INDEX.
     name: what to call the image in a message or a picture.
+    db_mean, db_std: (C,), statistics of its domain at the spacing of the model that it is for.
+    pixel_m: its own ground spacing in metres; absent: not known.
+    valid: (H, W) bool, where something was measured; absent: everywhere.
     """
 
     image: Tensor
@@ -38,6 +41,8 @@ class Sample(TypedDict):
     name: str
     db_mean: NotRequired[Tensor]
     db_std: NotRequired[Tensor]
+    pixel_m: NotRequired[float]
+    valid: NotRequired[Tensor]
 
 
 class SegmentationDataset(Protocol):

@@ -1,8 +1,9 @@
 """Training augmentation for SAR: geometry as in optical segmentation, radiometry as a radar has it.
 
-Random resize, crop with a limit on the largest class, flips; then a gain in dB (calibrations differ) and
-multiplicative speckle (numbers of looks differ). No colour jitter and no blur: neither happens to a radar
-image. All randomness comes from the generator given, so a sample is a function of (image, seed).
+Random scale about a ground spacing, crop with a limit on the largest class, flips; then a gain in dB
+(calibrations differ) and multiplicative speckle (numbers of looks differ). No colour jitter and no blur:
+neither happens to a radar image. All randomness comes from the generator given, so a sample is a function of
+(image, seed).
 
 C bands, H W pixels.
 """
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from crossearth_sar.config import require
 from crossearth_sar.data.sample import IGNORE_INDEX, Sample
+from crossearth_sar.data.working_scale import averaged, without_native_keys
+from crossearth_sar.ground_scale import centre_pixels, scale_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,9 @@ class AugmentConfig:
     """How training samples are varied.
 
     crop_size: side of the square that comes out, pixels; null takes the model's.
-    scale_min, scale_max: the resize factor is uniform between them; 2 is an image twice as large.
+    scale_min, scale_max: the resize factor is uniform between them; 2 is an image twice as large. It is
+        about the spacing that the model works at: with `model.pixel_m` 10, factors from 0.5 to 2 show ground
+        at 20 m to 5 m a pixel, of every image whose own spacing is known; else about the image's own.
     max_class_share: no class may cover more than this share of a crop's labelled pixels; of `crop_tries`
         positions the first that keeps to it is taken, else the one that comes nearest.
     flip_probability: of a horizontal flip and, independently, of a vertical one.
@@ -73,12 +78,16 @@ class TrainTransform:
     """Augments a sample; image (C, H, W) of any size becomes (C, crop_size, crop_size), the mask likewise.
 
     Where the resized image is smaller than the crop, its mirror image and IGNORE_INDEX are added below and
-    on the right. Keys of the sample other than image and mask are passed on as they are.
+    on the right. Shrinking averages power and growing repeats pixels (`ground_scale`). Keys of the sample
+    other than image and mask are passed on as they are, pixel_m and valid are dropped.
+
+    Args:
+        pixel_m: ground spacing that the model works at, metres; None: samples are taken as they are.
     """
 
-    def __init__(self, config: AugmentConfig) -> None:
+    def __init__(self, config: AugmentConfig, pixel_m: float | None = None) -> None:
         require(config.crop_size is not None, "crop_size", None, "the side of the crops, pixels")
-        self.config, self.size = config, int(config.crop_size or 0)
+        self.config, self.size, self.pixel_m = config, int(config.crop_size or 0), pixel_m
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """A new sample; `sample` stays as it is. `generator` lives on the CPU."""
@@ -87,21 +96,20 @@ class TrainTransform:
         scale, flip_x, flip_y, gain, speckle = torch.rand(5, generator=generator).tolist()
         places = torch.rand(config.crop_tries, 2, generator=generator).tolist()
         scale = config.scale_min + (config.scale_max - config.scale_min) * scale
-        small_mask = sample["mask"].to(torch.uint8)  # classes and IGNORE_INDEX fit; an eighth of the bytes
-        image, small_mask = self._crop(sample["image"], small_mask, scale, places)
+        scale /= scale_factor(sample.get("pixel_m"), self.pixel_m)
+        image, small_mask = self._crop(sample, scale, places)
         flips = [axis for axis, draw in ((-1, flip_x), (-2, flip_y)) if draw < config.flip_probability]
         if flips:
             image, small_mask = image.flip(flips), small_mask.flip(flips)
         image = image * 10 ** ((2 * gain - 1) * config.gain_db / 20)
         if config.speckle_looks is not None and speckle < config.speckle_probability:
             image = image * speckle_amplitude(image.shape, config.speckle_looks, generator)
-        return cast(Sample, {**sample, "image": image, "mask": small_mask.long()})
+        return without_native_keys({**sample, "image": image, "mask": small_mask.long()})
 
-    def _crop(
-        self, image: Tensor, mask: Tensor, scale: float, places: list[list[float]]
-    ) -> tuple[Tensor, Tensor]:
+    def _crop(self, sample: Sample, scale: float, places: list[list[float]]) -> tuple[Tensor, Tensor]:
         """Cuts the window that becomes the crop out of the source, then resizes that alone."""
         size = self.size
+        mask = sample["mask"].to(torch.uint8)  # classes and IGNORE_INDEX fit; an eighth of the bytes
         (top_end, height, out_height), (left_end, width, out_width) = (
             _window(extent, size, scale) for extent in mask.shape
         )
@@ -110,7 +118,7 @@ class TrainTransform:
         best: tuple[float, int, int, Tensor] | None = None
         for place_y, place_x in places:
             top, left = int(place_y * (top_end + 1)), int(place_x * (left_end + 1))
-            crop = _resize_mask(mask[top : top + height, left : left + width], out_height, out_width)
+            crop = centre_pixels(mask[top : top + height, left : left + width], (out_height, out_width))
             share = largest_class_share(crop)
             if best is None or share < best[0]:
                 best = share, top, left, crop
@@ -118,7 +126,9 @@ class TrainTransform:
                 break
         assert best is not None
         _, top, left, crop = best
-        window = resize_amplitude(image[:, top : top + height, left : left + width], out_height, out_width)
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        valid = sample["valid"][rows, columns] if "valid" in sample else None
+        window = averaged(sample["image"][:, rows, columns], (out_height, out_width), valid)
         padding = (0, size - out_width, 0, size - out_height)
         return mirrored(window, padding), F.pad(crop, padding, value=IGNORE_INDEX)
 
@@ -154,21 +164,6 @@ def mirrored(image: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     return image[..., rows, :][..., columns]
 
 
-def resize_amplitude(image: Tensor, height: int, width: int) -> Tensor:
-    """Amplitude (C, H, W) -> (C, height, width), averaging power: what a coarser pixel would receive.
-
-    Bilinear on intensity, with antialiasing where it shrinks, so that a pixel is the mean over its area
-    and shrinking looks like multilooking; exact when the size stays.
-    """
-    if image.shape[-2:] == (height, width):
-        return image
-    shrinks = height < image.shape[-2] or width < image.shape[-1]
-    intensity = F.interpolate(
-        image.square()[None], (height, width), mode="bilinear", align_corners=False, antialias=shrinks
-    )
-    return intensity[0].sqrt_()
-
-
 def speckle_amplitude(shape: tuple[int, ...], looks: float, generator: torch.Generator) -> Tensor:
     """Amplitude factors whose squares are Gamma(looks, 1 / looks): mean 1, variance 1 / looks.
 
@@ -199,9 +194,3 @@ def _reflection(extent: int, before: int, after: int, device: torch.device) -> T
     """Which pixel of an axis each pixel of the padded one shows: 2 1 0 0 1 2 2 1 0 … for an extent of 3."""
     place = torch.arange(-before, extent + after, device=device).remainder(2 * extent)
     return torch.minimum(place, 2 * extent - 1 - place)
-
-
-def _resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
-    if mask.shape == (height, width):
-        return mask
-    return F.interpolate(mask[None, None], (height, width), mode="nearest-exact")[0, 0]

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from crossearth_sar.data.sample import Sample, SegmentationDataset
+from crossearth_sar.data.working_scale import at_working_scale
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
+from crossearth_sar.ground_scale import centre_pixels
 from crossearth_sar.model import CrossEarthSAR, ModelOutput
 
 
@@ -59,8 +61,14 @@ def evaluate(model: CrossEarthSAR, dataset: SegmentationDataset, indices: Iterab
 def predict_sample(
     model: CrossEarthSAR, sample: Sample, on_window: Callable[[ModelOutput], None] | None = None
 ) -> Tensor:
-    """(H, W) int64 classes of one sample, normalised by the statistics it carries or else by its own."""
+    """(H, W) int64 classes of one sample, normalised by the statistics it carries or else by its own.
+
+    A sample that knows its ground spacing is seen at the model's, as in training; the classes are of its own
+    pixels.
+    """
     device = next(model.parameters()).device
     mean, std = sample.get("db_mean"), sample.get("db_std")
     statistics = (mean[None].to(device), std[None].to(device)) if mean is not None and std is not None else ()
-    return model.predict(sample["image"][None].to(device), *statistics, on_window=on_window)[0]
+    working = at_working_scale(sample, model.config.pixel_m)
+    classes = model.predict(working["image"][None].to(device), *statistics, on_window=on_window)[0]
+    return centre_pixels(classes, (sample["mask"].shape[0], sample["mask"].shape[1]))

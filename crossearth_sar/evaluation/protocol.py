@@ -90,14 +90,14 @@ def training_domains(row: Benchmark, config: ProtocolConfig) -> dict[str, Domain
     return {"train": train, "validation": held_out, "unseen": (target,)}
 
 
-def open_source(row: Benchmark, config: ProtocolConfig) -> Domain:
-    """What the row trains on; InputError as `data.domain.open_domain`."""
-    return open_domain(side_config(row.source, row.classes, "train", config), config.data_root)
+def open_source(row: Benchmark, config: ProtocolConfig, pixel_m: float | None = None) -> Domain:
+    """What the row trains on, for a model of this ground spacing; InputError as `data.domain.open_domain`."""
+    return open_domain(side_config(row.source, row.classes, "train", config), config.data_root, pixel_m)
 
 
-def open_target(row: Benchmark, config: ProtocolConfig) -> Domain:
-    """What the row is scored on; InputError as `data.domain.open_domain`."""
-    return open_domain(side_config(row.target, row.classes, "test", config), config.data_root)
+def open_target(row: Benchmark, config: ProtocolConfig, pixel_m: float | None = None) -> Domain:
+    """What the row is scored on, for a model of this spacing; InputError as `data.domain.open_domain`."""
+    return open_domain(side_config(row.target, row.classes, "test", config), config.data_root, pixel_m)
 
 
 @dataclass(frozen=True, kw_only=True)

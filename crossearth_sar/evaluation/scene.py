@@ -2,8 +2,8 @@
 
 `CrossEarthSAR.predict` holds the scores of all classes for all pixels. Here a scene stays as its file has it;
 amplitudes and scores exist for one row of windows at a time, and finished rows become classes of one byte.
-Windows, their order and their average are those of `predict`, so the classes are the same. What this is not:
-a reader that leaves the scene on disk.
+Windows lie on the scene as the model's ground spacing has it; that, their order and their average are those
+of `predict`, so the classes are the same. What this is not: a reader that leaves the scene on disk.
 
 B batch, C bands (K in scores: classes), H W pixels, h pixels of a row of windows.
 """
@@ -25,6 +25,7 @@ from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.files.readers import RawImage
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.decibels import DomainStatistics
+from crossearth_sar.ground_scale import any_valid_bins, average_bins, bins_of, centre_pixels, working_size
 from crossearth_sar.model import CrossEarthSAR, ModelOutput, eval_mode
 from crossearth_sar.spacing import sliding_windows
 
@@ -34,10 +35,14 @@ BLOCK_PIXELS = 1 << 22
 
 @dataclass(frozen=True)
 class Scene:
-    """A file's numbers and what they are; amplitudes come rows by rows."""
+    """A file's numbers and what they are; amplitudes come rows by rows.
+
+    pixel_m: metres per pixel on the ground; None takes what the file's tags say.
+    """
 
     raw: RawImage
     values: ValueKind
+    pixel_m: float | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -49,23 +54,41 @@ class Scene:
         values, valid = self.raw.values[:, rows], self.raw.valid[rows]
         return torch.from_numpy(to_amplitude(values, self.values, valid=valid, name=name))
 
-    def blocks(self) -> Iterator[Tensor]:
-        """The amplitudes of all rows, some at a time."""
-        height, width = self.size
+    def working_size(self, pixel_m: float | None) -> tuple[int, int]:
+        """(H, W) at `pixel_m` metres per pixel; its own where either spacing is not known."""
+        return working_size(self.size, self.raw.pixel_m if self.pixel_m is None else self.pixel_m, pixel_m)
+
+    def working_rows(self, rows: slice, size: tuple[int, int]) -> tuple[Tensor, np.ndarray]:
+        """Some rows of the scene at `size`: amplitude (C, h, W), 0 where not valid, and (h, W) bool."""
+        if size == self.size:
+            return self.amplitude(rows), self.raw.valid[rows]
+        all_rows, columns = bins_of(self.size, size)
+        own_rows, bins = all_rows.part(rows)
+        valid = torch.from_numpy(self.raw.valid[own_rows])
+        amplitude = average_bins(self.amplitude(own_rows), bins, columns, valid)
+        return amplitude, any_valid_bins(valid, bins, columns).numpy()
+
+    def blocks(self, pixel_m: float | None = None) -> Iterator[Tensor]:
+        """The amplitudes of all rows at `pixel_m` metres per pixel, some at a time."""
+        size = self.working_size(pixel_m)
+        height, width = size[0], max(size[1], self.size[0] * self.size[1] // size[0])
         edges = [*range(0, height, max(1, BLOCK_PIXELS // width)), height]
-        return (self.amplitude(slice(top, bottom)) for top, bottom in pairwise(edges))
+        return (self.working_rows(slice(top, bottom), size)[0] for top, bottom in pairwise(edges))
 
 
-def measure_scenes(scenes: Iterable[Scene]) -> tuple[Tensor, Tensor]:
+def measure_scenes(scenes: Iterable[Scene], pixel_m: float | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation in dB of the scenes together, (C,) each: `decibels.DomainStatistics`.
 
+    Args:
+        pixel_m: ground spacing of the model that they are for; scenes that know theirs are brought to it.
+
     Raises:
-        InputError: there is no scene, they differ in their number of bands, or a value is not what it is
-            declared to be.
+        InputError: there is no scene, they differ in their number of bands, a value is not what it is
+            declared to be, or a spacing is too far from the model's.
     """
     statistics = DomainStatistics()
     for scene in scenes:
-        for block in scene.blocks():
+        for block in scene.blocks(pixel_m):
             statistics.add(block, scene.raw.path)
         del scene  # or it would still be there while the next one is read
     return statistics.result()
@@ -82,37 +105,42 @@ def predict_scene(
 ) -> np.ndarray:
     """(H, W) uint8: the classes that `model.predict` gives, 255 where nothing was measured.
 
-    Each window is filled for itself there (`data.fill`); one without a measured pixel is left out. Besides
-    the scene and the result it holds, at its peak, about 2 K numbers for each pixel of one row of windows.
+    Each window is filled for itself there (`data.fill`); one without a measured pixel is left out. Where
+    scene and model differ in ground spacing, measured pixels are averaged first, and the map comes back on
+    the scene's pixels. Besides the scene and the result it holds, at its peak, about 2 K numbers for each
+    pixel of one row of windows.
 
     Args:
         db_mean, db_std: (C,), statistics of the scene's domain: `measure_scenes`.
         on_window: called with each window's output.
 
     Raises:
-        InputError: for values that are not what they are declared to be, or too many classes for a byte.
+        InputError: for values that are not what they are declared to be, too many classes for a byte, or a
+            spacing too far from the model's.
     """
     config, device = model.config, next(model.parameters()).device
     require(config.num_classes <= IGNORE_INDEX, "num_classes", config.num_classes, "at most 255, for a byte")
     db_mean, db_std = db_mean[None].to(device), db_std[None].to(device)
-    (height, width), valid_HW = scene.size, scene.raw.valid
-    classes_HW = np.empty((height, width), np.uint8)
+    size = height, width = scene.working_size(config.pixel_m)
+    classes_HW = np.empty(size, np.uint8)
     strip = _Strip(config.num_classes, min(config.crop_size, height), width, device)
     with eval_mode(model):
         windows = sliding_windows(height, width, config.crop_size, config.crop_stride)
         for rows, row_of_windows in groupby(windows, key=lambda window: window[0]):
             strip.move_to(rows.start, classes_HW)
-            image_ChW = scene.amplitude(rows).numpy()
+            image_ChW, valid_hW = scene.working_rows(rows, size)
             for _, columns in row_of_windows:
-                valid_hw = valid_HW[rows, columns]
+                valid_hw = valid_hW[:, columns]
                 if valid_hw.any():
-                    window = torch.from_numpy(fill_unmeasured(image_ChW[..., columns], valid_hw))[None]
+                    filled = fill_unmeasured(image_ChW.numpy()[..., columns], valid_hw)
+                    window = torch.from_numpy(filled)[None]
                     scores = _window_scores(model, window.to(device), db_mean, db_std, on_window)
                     strip.add(columns, scores)
         strip.move_to(height, classes_HW)
-    for top in range(0, height, config.crop_size):  # in parts, for the negation is a copy
+    classes_HW = centre_pixels(torch.from_numpy(classes_HW), scene.size).numpy()
+    for top in range(0, scene.size[0], config.crop_size):  # in parts, for the negation is a copy
         rows = slice(top, top + config.crop_size)
-        classes_HW[rows][~valid_HW[rows]] = IGNORE_INDEX
+        classes_HW[rows][~scene.raw.valid[rows]] = IGNORE_INDEX
     return classes_HW
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -138,7 +139,7 @@ def test_what_is_scored_is_kept_when_a_later_row_breaks(
         return sparse_score(row.key, 0, 0)
 
     monkeypatch.setattr(module, "run_benchmark", run_row)
-    monkeypatch.setattr(module, "open_target", lambda row, config: [])
+    monkeypatch.setattr(module, "open_target", lambda *_: [])
     monkeypatch.setattr(module, "open_model", lambda arguments, row: None)
     arguments = ["--model", "x", "--output", str(tmp_path), "--benchmark", "N2S", "S2N", "K2C", "C2K"]
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -148,6 +149,23 @@ def test_what_is_scored_is_kept_when_a_later_row_breaks(
     assert [b["benchmark"] for b in content["benchmarks"]] == ["N2S"]
     waiting = dict.fromkeys(("K2C", "C2K"), "not scored yet")
     assert content["absent"] == {"S2N": "a damaged image", **waiting}
+
+
+def test_targets_are_measured_at_the_spacing_of_the_rows_model(tmp_path: Path) -> None:
+    changes = {"crop_size": 64, "vit": {"image_size": 64}, "pixel_m": 8.0}
+    row = benchmark("A2F")
+    for name, given in ((f"{row.slug}-scaled", changes), (f"{row.slug}-plain", {**changes, "pixel_m": None})):
+        save_model(
+            build_model("crossearth_sar_tiny", 5, changes={**given, "crop_stride": 64}), tmp_path / name
+        )
+
+    def of(model: str | None) -> float | None:
+        return evaluate.working_pixel_m(argparse.Namespace(model=model), row)
+
+    assert of(str(tmp_path / "{benchmark}-scaled")) == 8
+    assert of(str(tmp_path / "{benchmark}-plain")) is None
+    assert of(str(tmp_path / "nowhere")) is None
+    assert of(None) is None, "another's model takes images as they are"
 
 
 def test_a_sparse_model_shows_its_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,3 +205,35 @@ def test_a_device_that_is_not_there_is_named() -> None:
     assert checked_device("cpu").type == "cpu"
     with pytest.raises(InputError, match=r"(?s)device 'cuda' cannot be used.*--device cpu"):
         checked_device("cuda")
+
+
+@pytest.mark.usefixtures("without_rasterio")
+def test_at_the_ground_spacing_of_the_model(
+    place: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is given goes over a file's tags; what nobody says is said once, and taken as it is."""
+    torch.manual_seed(4)
+    save_model(build_model("crossearth_sar_tiny", 3, changes={**SMALL, "pixel_m": 10.0}), place / "scaled")
+    keys = [1, 1, 0, 1, 1024, 0, 1, 1]
+    tags = [(33550, "d", 3, (5.0, 5.0, 0.0), True), (34735, "H", 8, keys, True)]
+    values = speckle(128, 140)
+    (place / "tagged").mkdir()
+    tifffile.imwrite("tagged/one.tif", values, extratags=tags, photometric="minisblack")
+    np.save("tagged/two.npy", values)
+    model = load_model(place / "scaled")
+    arguments = ["--model", "scaled", "--images", "tagged/*", "--values", "amplitude", "--normalize", "image"]
+    for output, given, own in (("tags", [], (5.0, None)), ("given", ["--pixel-m", "20"], (20.0, 20.0))):
+        caplog.clear()
+        assert run(*arguments, *given, output=output) == 0, capsys.readouterr().err
+        unknown = [r.getMessage() for r in caplog.records if "ground spacing" in r.getMessage()]
+        assert len(unknown) == (not given)
+        for name, metres in zip(("one", "two"), own, strict=True):
+            expected = model.predict(values[None, None], pixel_m=metres)[0].numpy()
+            assert np.array_equal(read_bands(place / output / f"{name}.png")[0], expected), (output, name)
+        if not given:
+            assert "1 of 2 images, tagged/two.npy first" in unknown[0]
+            assert "--pixel-m" in unknown[0]
+    assert run(*arguments, "--pixel-m", "7", output="given") == 2
+    assert "got: pixel_m 7.0" in capsys.readouterr().err
+    assert run(*arguments, "--pixel-m", "0.01", output="wrong") != 0
+    assert "0.01 m a pixel is not for a model that works at 10 m" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ from crossearth_sar.data.domain import (
 from crossearth_sar.data.sample import ClassTable, Sample
 from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
 from crossearth_sar.data.stream import join_samples
+from crossearth_sar.data.transforms import AugmentConfig, TrainTransform
 from crossearth_sar.errors import InputError
+from crossearth_sar.ground_scale import average_power
 
 SIMULATED = SimulatorConfig(length=5, image_size=24, seed=3)
 CLASSES = ClassTable(names=("a",), palette=((0, 0, 0),))
@@ -280,3 +283,66 @@ def test_what_trains_does_not_validate(tmp_path: Path) -> None:
     require_held_out(simulated, [open_domain(domain(name="x", simulated={**drawn, "length": 2, "seed": 2}))])
     with pytest.raises(InputError, match="'x' shows what 'drawn' trains on"):
         require_held_out(simulated, [open_domain(domain(name="x", simulated={**drawn, "length": 2}))])
+
+
+def test_statistics_are_measured_at_the_spacing_of_the_model(tmp_path: Path) -> None:
+    """Of a folder, a mixture and simulated scenes; of one image too. Samples stay as they are."""
+    write_folder(tmp_path / "files")
+    scenes = SimulatedScenes(SIMULATED)  # of 3 m, 24 pixels
+    averaged = [average_power(scenes[i]["image"], (8, 8)) for i in range(5)]
+    drawn = {"name": "drawn", "simulated": SIMULATED}
+    for normalize in ("domain", "image"):
+        domain = open_domain(DomainConfig(**drawn, normalize=normalize), pixel_m=9.0)
+        mean, std = direct(averaged if normalize == "domain" else averaged[2:3])
+        np.testing.assert_allclose(domain[2]["db_mean"], mean, rtol=1e-5)
+        np.testing.assert_allclose(domain[2]["db_std"], std, rtol=1e-5)
+        assert torch.equal(domain[2]["image"], scenes[2]["image"])
+        assert domain[2]["pixel_m"] == 3
+    folder = folder_domain("files")
+    assert folder.folder is not None
+    known = replace(folder, name="known", folder=replace(folder.folder, pixel_m=4.5))
+    alone = open_domain(known, str(tmp_path), 9.0)
+    mean, std = direct([average_power(alone[0]["image"], (10, 12))])
+    np.testing.assert_allclose(alone[0]["db_std"], std, rtol=1e-5)
+    mixture = DomainConfig(name="both", mixture=(known, replace(known, name="again")))
+    assert torch.equal(open_domain(mixture, str(tmp_path), 9.0)[1]["db_std"], alone[0]["db_std"])
+    assert not torch.equal(open_domain(mixture, str(tmp_path))[1]["db_std"], alone[0]["db_std"])
+
+
+def test_an_unknown_spacing_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path / "files")
+    plain = open_domain(folder_domain("files"), str(tmp_path))
+    assert not caplog.records
+    domain = open_domain(folder_domain("files"), str(tmp_path), 9.0)
+    for _ in range(3):
+        assert torch.equal(domain[0]["db_std"], plain[0]["db_std"]), "taken as it is"
+    assert len(caplog.records) == 1
+    said = caplog.records[0].getMessage()
+    for word in (repr(domain.name), "one", "not known", "9 m", "pixel_m of the folder"):
+        assert word in said
+
+
+def test_a_folder_takes_the_spacing_of_its_files_or_of_its_settings(tmp_path: Path) -> None:
+    write_folder(tmp_path / "files")
+    keys = [1, 1, 0, 1, 1024, 0, 1, 1]  # a projected system, in metres
+    tags = [(33550, "d", 3, (2.0, 2.0, 0.0), True), (34735, "H", 8, keys, True)]
+    tifffile.imwrite(tmp_path / "files" / "one.tif", np.ones((20, 24), np.float32), extratags=tags)
+    config = folder_domain("files")
+    assert config.folder is not None
+    assert open_domain(config, str(tmp_path))[0]["pixel_m"] == 2
+    given = replace(config, folder=replace(config.folder, pixel_m=5.0, tile=16))
+    assert [open_domain(given, str(tmp_path))[i]["pixel_m"] for i in range(4)] == [5.0] * 4
+    with pytest.raises(InputError, match="pixel_m"):
+        replace(config.folder, pixel_m=0.0)
+
+
+def test_a_batch_of_known_and_unknown_spacings(tmp_path: Path) -> None:
+    write_folder(tmp_path / "files")
+    samples = [
+        open_domain(folder_domain("files"), str(tmp_path))[0],
+        open_domain(DomainConfig(name="drawn", simulated=SIMULATED))[0],
+    ]
+    transform = TrainTransform(AugmentConfig(crop_size=16), pixel_m=6.0)
+    batch = join_samples([transform(sample, torch.Generator().manual_seed(0)) for sample in samples])
+    assert batch["image"].shape == (2, 1, 16, 16)
+    assert "pixel_m" not in batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,11 +15,12 @@ from crossearth_sar.data.transforms import (
     TrainTransform,
     center_crop_or_pad,
     largest_class_share,
-    resize_amplitude,
     speckle_amplitude,
 )
+from crossearth_sar.data.working_scale import at_working_scale, described_sample
 from crossearth_sar.descriptors import sar_descriptors
 from crossearth_sar.errors import InputError
+from crossearth_sar.ground_scale import average_power
 
 GEOMETRY = AugmentConfig(crop_size=48, gain_db=0.0, max_class_share=1.0)
 
@@ -187,15 +189,57 @@ def test_speckle_has_the_moments_of_a_gamma(looks: float) -> None:
     assert float(gamma.cdf(torch.tensor(median))) == pytest.approx(0.5, abs=0.01)
 
 
-def test_shrinking_keeps_the_power_and_gains_looks() -> None:
-    one_look = speckle_amplitude((1, 512, 512), 1.0, seeded(0))
-    small = resize_amplitude(one_look, 256, 256).square()
-    assert float(small.mean()) == pytest.approx(float(one_look.square().mean()), rel=1e-2)
-    looks = float(small.mean() ** 2 / small.var())
-    assert looks == pytest.approx((1 / 0.3125) ** 2, rel=0.05), "weights 1 3 3 1 along each axis"
-    assert resize_amplitude(one_look, 512, 512) is one_look
-    flat = resize_amplitude(torch.full((2, 40, 40), 3.0), 57, 23)
-    torch.testing.assert_close(flat, torch.full((2, 57, 23), 3.0))
+def spaced(metres: float | None, height: int = 240, width: int = 240) -> Sample:
+    """Blocks of 4 x 4 equal pixels, whose label is their column's parity."""
+    blocks = torch.rand(1, height // 4, width // 4, generator=seeded(1)) + 0.1
+    image = blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    mask = (torch.arange(width) // 4 % 2).expand(height, width)
+    sample = Sample(image=image, mask=mask, name="blocks")
+    return sample if metres is None else {**sample, "pixel_m": metres}
+
+
+def test_crops_show_the_ground_at_the_spacing_of_the_model() -> None:
+    still = AugmentConfig(crop_size=60, scale_min=1.0, scale_max=1.0, flip_probability=0.0, gain_db=0.0)
+    fine, image = spaced(2.5), spaced(2.5)["image"][:, ::4, ::4]
+    out = TrainTransform(still, pixel_m=10.0)(fine, seeded(0))
+    assert torch.equal(out["image"], image), "240 pixels of 2.5 m are 60 of 10 m"
+    assert torch.equal(out["mask"], fine["mask"][::4, ::4])
+    assert set(out) == {"image", "mask", "name"}
+    coarse: Sample = {**fine, "image": image, "mask": out["mask"], "pixel_m": 20.0}
+    doubled = TrainTransform(replace(still, crop_size=120), pixel_m=10.0)(coarse, seeded(0))
+    assert torch.equal(doubled["image"], image.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    halved = TrainTransform(replace(still, crop_size=30, scale_min=0.5, scale_max=0.5), pixel_m=10.0)
+    assert bool((halved(fine, seeded(0))["mask"] != IGNORE_INDEX).all()), (
+        "factors are about the model's spacing"
+    )
+    for transform, sample in ((TrainTransform(still), fine), (TrainTransform(still, 10.0), spaced(None))):
+        assert torch.equal(
+            transform(sample, seeded(3))["image"], TrainTransform(still)(fine, seeded(3))["image"]
+        )
+
+
+def test_without_augmentation_too() -> None:
+    out = at_working_scale(spaced(2.5), 10.0)
+    assert out["image"].shape == (1, 60, 60)
+    assert set(out) == {"image", "mask", "name"}
+    assert torch.equal(at_working_scale(spaced(2.5), None)["image"], spaced(2.5)["image"])
+    with pytest.raises(InputError, match=r"0\.01 m a pixel is not for a model that works at 10 m"):
+        TrainTransform(GEOMETRY, pixel_m=10.0)(spaced(0.01), seeded(0))
+
+
+def test_what_was_not_measured_is_filled_after_averaging() -> None:
+    """The filling has the spread of the averaged image; no measured bin has filling in its mean."""
+    amplitude = speckle_amplitude((1, 256, 256), 1.0, seeded(2)).numpy()
+    valid = np.ones((256, 256), bool)
+    valid[:, :130] = False
+    mask = np.zeros((256, 256), np.uint8)
+    sample = described_sample(amplitude, mask, valid, "half", 1.0)
+    out = at_working_scale(sample, 4.0)["image"][0]
+    expected = average_power(torch.from_numpy(amplitude), (64, 64), torch.from_numpy(valid))[0]
+    assert torch.equal(out[:, 32:], expected[:, 32:]), "the bin at the edge is of two columns of its four"
+    assert float(out[:, :32].std()) == pytest.approx(float(expected[:, 33:].std()), rel=0.1)
+    everywhere = described_sample(amplitude, mask, np.ones_like(valid), "whole", 1.0)
+    assert "valid" not in everywhere
 
 
 def test_centre_crop_and_pad() -> None:

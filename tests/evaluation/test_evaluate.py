@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -125,3 +127,18 @@ def test_evaluation_leaves_the_model_as_it_was(domain: Domain) -> None:
     assert model.training
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_samples_are_seen_at_the_spacing_of_the_model_and_scored_on_their_own_pixels() -> None:
+    scenes = SimulatorConfig(length=2, image_size=2 * SIZE, resolution_m=5.0)
+    domain = open_domain(DomainConfig(name="x", simulated=scenes), pixel_m=10.0)
+    model, sample = make(), domain[1]
+    model.config = replace(model.config, pixel_m=10.0)
+    found = predict_sample(model, sample)
+    assert found.shape == sample["mask"].shape
+    expected = model.predict(sample["image"][None], sample["db_mean"], sample["db_std"], pixel_m=5.0)[0]
+    assert torch.equal(found, expected)
+    assert found.unique().numel() > 1
+    result = evaluate(model, domain, range(2))
+    assert int(result.confusion.counts.sum()) == 2 * (2 * SIZE) ** 2
+    assert int(result.tokens_LE[0].sum()) == 2 * WINDOWS * TOKENS

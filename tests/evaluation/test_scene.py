@@ -11,10 +11,13 @@ import torch
 from crossearth_sar import CrossEarthSAR, InputError, build_model
 from crossearth_sar.data.datasets.folder import FolderConfig
 from crossearth_sar.data.datasets.folder_scenes import FolderScenes
-from crossearth_sar.data.domain import measure_db
+from crossearth_sar.data.domain import DomainConfig, measure_db, open_domain
 from crossearth_sar.data.files.readers import RawImage, read_image
+from crossearth_sar.decibels import db_statistics
 from crossearth_sar.evaluation import scene as module
+from crossearth_sar.evaluation.evaluate import predict_sample
 from crossearth_sar.evaluation.scene import Scene, measure_scenes, predict_scene
+from crossearth_sar.ground_scale import average_power, working_size
 from crossearth_sar.model import ModelOutput
 
 SMALL = {
@@ -117,3 +120,58 @@ def test_bad_scenes_are_refused_with_words(model: CrossEarthSAR) -> None:
         measure_scenes([scene_of(speckle(1, 9, 9)), scene_of(speckle(2, 9, 9))])
     with pytest.raises(InputError, match="at least one"):
         measure_scenes([])
+
+
+@pytest.mark.parametrize(
+    ("own", "size"), [(10.0, (64, 70)), (3.0, (230, 200)), (2.0, (301, 47)), (25.0, (40, 33))]
+)
+def test_at_the_ground_spacing_of_the_model(own: float, size: tuple[int, int]) -> None:
+    """The classes of predict on the scene's pixels; statistics of the averaged scene, in several blocks."""
+    model, values = scaled(), speckle(1, *size)
+    scene = Scene(RawImage(values, np.ones(size, bool), Path("scene.npy"), 7.0), "amplitude", own)
+    image = torch.from_numpy(values)[None]
+    mean, std = measure_scenes([scene], 10.0)
+    small = average_power(image, working_size(size, own, 10.0))
+    for one, other in zip((mean, std), db_statistics(small), strict=True):
+        torch.testing.assert_close(one, other[0], rtol=1e-5, atol=0)
+    found = predict_scene(model, scene, mean, std)
+    assert found.shape == size
+    assert np.array_equal(found, model.predict(image, mean, std, pixel_m=own)[0].numpy())
+    assert len(np.unique(found)) > 1
+    tagged = Scene(RawImage(values, np.ones(size, bool), Path("scene.npy"), own), "amplitude")
+    assert np.array_equal(predict_scene(model, tagged, mean, std), found), (
+        "the file's own, where none is given"
+    )
+
+
+def test_blocks_of_rows_average_as_the_whole_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(RawImage(speckle(1, 230, 90), np.ones((230, 90), bool), Path("x")), "amplitude", 3.0)
+    whole = list(scene.blocks(10.0))
+    monkeypatch.setattr(module, "BLOCK_PIXELS", 1000)
+    parts = list(scene.blocks(10.0))
+    assert len(whole) == 1 < len(parts)
+    assert torch.equal(torch.cat(parts, 1), whole[0])
+
+
+def test_nodata_is_not_averaged_in(tmp_path: Path) -> None:
+    """Scene and sample agree: measured pixels are averaged, then what is missing is filled."""
+    values = speckle(1, 128, 120)
+    values[:, :31, 9:77] = np.nan
+    np.save(tmp_path / "one.npy", values[0])
+    settings = FolderConfig(
+        root=str(tmp_path), images="*.npy", values="amplitude", classes=("a", "b", "c"), pixel_m=5.0
+    )
+    domain = open_domain(DomainConfig(name="x", folder=settings), pixel_m=10.0)
+    scene = Scene(read_image(tmp_path / "one.npy"), "amplitude", 5.0)
+    statistics = measure_scenes([scene], 10.0)
+    for one, key in zip(statistics, ("db_mean", "db_std"), strict=True):
+        torch.testing.assert_close(one, domain[0][key], rtol=1e-6, atol=0)  # type: ignore[literal-required]
+    expected = predict_sample(scaled(), domain[0]).numpy()
+    expected[~scene.raw.valid] = 255
+    assert np.array_equal(predict_scene(scaled(), scene, *statistics), expected)
+    assert len(np.unique(expected)) > 2
+
+
+def scaled() -> CrossEarthSAR:
+    torch.manual_seed(4)
+    return build_model("crossearth_sar_tiny", 3, changes={**SMALL, "pixel_m": 10.0}).eval()

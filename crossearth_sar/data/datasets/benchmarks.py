@@ -69,6 +69,7 @@ AIR_POLSAR_SEG_2 = DatasetSpec(
         "north": PaperCounts(total=750, train=600, test=150),
         "south": PaperCounts(total=792, train=633, test=159),
     },
+    pixel_m=8.0,
     unstated=(
         "file names and folders: one folder per region and channel is assumed",
         "whether a slice is one complex file or a file per component: complex files are assumed",
@@ -120,6 +121,7 @@ DDHR_SK = DatasetSpec(
         "korea": PaperCounts(total=6145, train=4916, test=1229),
         "china": PaperCounts(total=7831, train=6265, test=1566),
     },
+    pixel_m=1.0,
     unstated=(
         "the index of «other», which public loaders do not have: 5 is assumed",
         "the name of the Chinese region's folder: china or shandong",
@@ -154,6 +156,7 @@ FUSAR_MAP = DatasetSpec(
     scene_size=(1024, 1024),
     split_unit="scene",
     counts={"all": PaperCounts(total=2440, train=1952, test=488)},
+    pixel_m=1.0,  # «about 1 m»
     unstated=(
         "the word for labels in file names: LAB is assumed where images have SAR",
         "the unit of the split: whole files of four patches, which gives the paper's counts and keeps "
@@ -209,6 +212,7 @@ OPEN_EARTH_MAP_SAR = DatasetSpec(
     },
     scene_size=(1024, 1024),
     counts={"all": PaperCounts(total=17332, train=13865, test=3467)},
+    pixel_m=0.5,  # the source says 0.15 to 0.5 m, by region; the coarser, a radar's own, is taken
     unstated=("the unit of the split: single patches, since the paper's 13865 is no multiple of four",),
 )
 
@@ -228,6 +232,7 @@ SARBUD = DatasetSpec(
     scene_size=(256, 256),
     upsample=True,
     counts={"all": PaperCounts(total=25000, train=20000, test=5000)},
+    pixel_m=10.0,
     unstated=(
         "the value of a building: 1 and 255 are both read as one, so 255 ignores nothing here",
         "file names: an image and its label are assumed to share theirs",
@@ -284,6 +289,7 @@ WHU_OPT_SAR = DatasetSpec(
     split_unit="scene",
     test_list="The division of the dataset.txt",
     counts={"all": PaperCounts(total=8800, train=7040, test=1760)},
+    pixel_m=5.0,
     unstated=(
         "whether the paper used the official list of images: it is used where its file lies beside sar and "
         "lbl, else 20 of 100 scenes are drawn",

@@ -23,6 +23,7 @@ from crossearth_sar.data.files.amplitude import ValueKind
 from crossearth_sar.data.files.labels import RGB, label_table
 from crossearth_sar.data.files.readers import BandAxis
 from crossearth_sar.errors import InputError, nearest
+from crossearth_sar.ground_scale import MAX_PIXEL_M, require_pixel_m
 from crossearth_sar.network_input import MAX_BANDS
 
 FolderPart = Literal["all", "train", "test"]
@@ -54,6 +55,8 @@ class FolderConfig:
     """Column of the index that names images."""
     label_column: str | None = "label"
     """Column that names labels; an empty cell: no label; null: no labels at all."""
+    pixel_m_column: str | None = None
+    """Column with the ground spacing of each image, metres per pixel; an empty cell: as without."""
     where: dict[str, str] = field(default_factory=dict)
     """Keeps the rows of the index whose columns have these values."""
     names: tuple[str, ...] = ()
@@ -74,6 +77,8 @@ class FolderConfig:
     """The number of a pixel without a measurement; null: what the file says."""
     array_key: str | None = None
     """Which array of an NPZ file."""
+    pixel_m: float | None = None
+    """Ground spacing of the images, metres per pixel; null: what a GeoTIFF's tags say, else not known."""
     label_values: dict[int, str] = field(default_factory=dict)
     """Raw label value: class name or ignore; without, value i is class i, 255 is ignored."""
     label_palette: dict[str, RGB | tuple[RGB, ...]] = field(default_factory=dict)
@@ -93,9 +98,11 @@ class FolderConfig:
         if self.images is None:
             require(self.labels is None, "labels", self.labels, "null beside index: they are a column there")
         else:
+            require(self.pixel_m_column is None, "pixel_m_column", self.pixel_m_column, "null beside images")
             require(not self.where, "where", self.where, "nothing beside images: it filters rows of an index")
             _require_patterns(self.images, self.labels)
         require(0 < self.test_share < 1, "test_share", self.test_share, "a share between 0 and 1")
+        require_pixel_m(self.pixel_m)
         require(self.tile is None or self.tile >= 16, "tile", self.tile, "at least 16 pixels, or null")
         require(
             self.bands is None or 1 <= len(self.bands) <= MAX_BANDS,
@@ -109,11 +116,12 @@ class FolderConfig:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image file, its label map where it has one, and what to call them."""
+    """An image file, its label map where it has one, and what to call them; metres per pixel by the index."""
 
     name: str
     image: Path
     label: Path | None
+    pixel_m: float | None = None
 
 
 def find_scenes(config: FolderConfig) -> list[Scene]:
@@ -144,7 +152,8 @@ def find_scenes(config: FolderConfig) -> list[Scene]:
             "correct the pattern or the index, or labels: null for a set without labels",
         )
     stems = Counter(image.stem for image, _ in pairs)
-    return [Scene(_scene_name(image, root, stems), image, label) for image, label in pairs]
+    metres = _spacings(root, config)
+    return [Scene(_scene_name(image, root, stems), image, label, metres.get(image)) for image, label in pairs]
 
 
 def _scene_name(image: Path, root: Path, stems: Counter[str]) -> str:
@@ -176,9 +185,31 @@ def _from_patterns(root: Path, config: FolderConfig) -> list[tuple[Path, Path | 
     return pairs
 
 
-def _from_index(root: Path, config: FolderConfig) -> list[tuple[Path, Path | None]]:
-    assert config.index is not None
-    path = root / config.index
+def _spacings(root: Path, config: FolderConfig) -> dict[Path, float]:
+    """Image -> metres per pixel, as a column of the index says."""
+    if config.index is None or config.pixel_m_column is None:
+        return {}
+    found: dict[Path, float] = {}
+    for number, row in _index_rows(root / config.index, config):
+        text = row[config.pixel_m_column]
+        if not text:
+            continue
+        try:
+            metres = float(text)
+        except ValueError:
+            metres = math.nan
+        if not 0 < metres < MAX_PIXEL_M:
+            raise InputError(
+                f"the index {root / config.index} has a ground spacing that is none",
+                got=f"row {number}: {text!r}",
+                expected="metres per pixel, above 0, or an empty cell",
+            )
+        found[root / row[config.image_column]] = metres
+    return found
+
+
+def _index_rows(path: Path, config: FolderConfig) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of the rows of an index that the config keeps."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -191,12 +222,12 @@ def _from_index(root: Path, config: FolderConfig) -> list[tuple[Path, Path | Non
         raise InputError(
             f"the index {path} is no CSV file", got=str(error), expected="UTF-8 with a header line"
         ) from error
-    for column in (config.image_column, config.label_column, *config.where):
+    for column in (config.image_column, config.label_column, config.pixel_m_column, *config.where):
         if column is not None and column not in columns:
             raise InputError(
                 f"the index {path} has no column {column!r}{nearest(column, columns)}",
                 got=", ".join(columns),
-                fix="correct image_column, label_column or where",
+                fix="correct image_column, label_column, pixel_m_column or where",
             )
     kept = [
         (number, row)
@@ -208,8 +239,14 @@ def _from_index(root: Path, config: FolderConfig) -> list[tuple[Path, Path | Non
         raise InputError(
             f"no row of {path} has {config.where}", got=present or "no rows", fix="correct where"
         )
+    return kept
+
+
+def _from_index(root: Path, config: FolderConfig) -> list[tuple[Path, Path | None]]:
+    assert config.index is not None
+    path = root / config.index
     pairs: list[tuple[Path, Path | None]] = []
-    for number, row in kept:
+    for number, row in _index_rows(path, config):
         if not row[config.image_column]:
             raise InputError(f"the index {path} has a row without an image", got=f"row {number}: {row}")
         label = row[config.label_column] if config.label_column is not None else None

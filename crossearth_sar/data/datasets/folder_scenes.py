@@ -13,18 +13,17 @@ from __future__ import annotations
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
 from crossearth_sar.data.datasets.folder import FolderConfig, Scene, find_scenes, raise_together
 from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.files.amplitude import to_amplitude
-from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.files.labels import label_table, read_label
 from crossearth_sar.data.files.readers import read_image, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample
+from crossearth_sar.data.working_scale import described_sample
 from crossearth_sar.errors import InputError
 from crossearth_sar.network_input import MAX_BANDS
 from crossearth_sar.spacing import evenly_spaced, sliding_windows
@@ -35,6 +34,15 @@ DECODED_CHECKS = 64
 """A check decodes every image of a set of up to this many, and this many of a larger one."""
 
 _CACHED_SCENES = 2  # consecutive tiles come from one scene; more would hold gigabytes of whole scenes
+
+
+class _Decoded(NamedTuple):
+    """A whole scene: amplitude (C, H, W) float32, mask (H, W) uint8, valid (H, W) bool, metres per pixel."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    valid: np.ndarray
+    pixel_m: float | None
 
 
 class FolderScenes:
@@ -60,7 +68,7 @@ class FolderScenes:
         self.classes = class_table(config.classes, config.palette)
         self._labels = label_table(config.classes, config.label_values, config.label_palette)
         self._scenes = find_scenes(config)
-        self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = OrderedDict()
+        self._cache: OrderedDict[int, _Decoded] = OrderedDict()
         shapes = self._check() if check else None
         self._windows = self._cut(shapes)
 
@@ -69,15 +77,14 @@ class FolderScenes:
 
     def __getitem__(self, index: int) -> Sample:
         scene, window = self._windows[index]
-        image, mask, valid = self._load(scene)
+        image, mask, valid, pixel_m = self._load(scene)
         name, tile = self._scenes[scene].name, self.config.tile
         if window is not None and tile is not None:
             if image.shape[1] > tile or image.shape[2] > tile:
                 name = f"{name}_y{window[0].start}_x{window[1].start}"
             image = image[:, *window].copy()  # the cached scene stays as it is
             mask, valid = mask[window], valid[window]
-        image = fill_unmeasured(image, valid)
-        return Sample(image=torch.from_numpy(image), mask=torch.from_numpy(mask.astype(np.int64)), name=name)
+        return described_sample(image, mask, valid, name, pixel_m)
 
     def origin(self, index: int) -> Origin:
         """The files of the whole scene, whichever tile of it a sample is: see `sample.Origin`."""
@@ -85,8 +92,7 @@ class FolderScenes:
         label = None if scene.label is None else os.path.abspath(scene.label)
         return (os.path.abspath(scene.image),), label, None
 
-    def _load(self, scene: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Amplitude (C, H, W) float32, mask (H, W) uint8 and valid (H, W) bool of a whole image."""
+    def _load(self, scene: int) -> _Decoded:
         if scene in self._cache:
             self._cache.move_to_end(scene)
             return self._cache[scene]
@@ -97,7 +103,7 @@ class FolderScenes:
                 self._cache.popitem(last=False)
         return loaded
 
-    def _decode(self, scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _decode(self, scene: Scene) -> _Decoded:
         config = self.config
         raw = read_image(
             scene.image,
@@ -108,12 +114,14 @@ class FolderScenes:
         )
         _require_few_bands(scene, len(raw.values))  # here too, for a set opened without a check
         image = to_amplitude(raw.values, config.values, valid=raw.valid, name=scene.image)
+        stated = (config.pixel_m, scene.pixel_m, raw.pixel_m)  # by the user, the index, the file
+        pixel_m = next((metres for metres in stated if metres is not None), None)
         if scene.label is None:
-            return image, np.full(image.shape[1:], IGNORE_INDEX, np.uint8), raw.valid
+            return _Decoded(image, np.full(image.shape[1:], IGNORE_INDEX, np.uint8), raw.valid, pixel_m)
         mask = read_label(scene.label, self._labels)
         _require_same_size(scene, image.shape[1:], mask.shape)
         mask[~raw.valid] = IGNORE_INDEX
-        return image, mask, raw.valid
+        return _Decoded(image, mask, raw.valid, pixel_m)
 
     def _cut(
         self, shapes: Sequence[tuple[int, int, int]] | None

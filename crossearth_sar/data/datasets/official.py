@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from crossearth_sar.data.datasets.places import Place, find_places
@@ -24,12 +23,19 @@ from crossearth_sar.data.datasets.spec import ComplexPart, DatasetSpec
 from crossearth_sar.data.datasets.splits import Split, draw_split, stored_split, train_share
 from crossearth_sar.data.datasets.tasks import Task, class_table
 from crossearth_sar.data.files.amplitude import to_amplitude
-from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.files.labels import decode_label, label_table
-from crossearth_sar.data.files.readers import read_bands, read_nodata, read_shape, valid_pixels
+from crossearth_sar.data.files.readers import (
+    read_bands,
+    read_nodata,
+    read_pixel_m,
+    read_shape,
+    valid_pixels,
+)
 from crossearth_sar.data.files.windows import Window, read_window
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable, Origin, Sample
+from crossearth_sar.data.working_scale import described_sample
 from crossearth_sar.errors import InputError, nearest
+from crossearth_sar.ground_scale import centre_pixels
 from crossearth_sar.spacing import evenly_spaced, sliding_windows
 
 Part = Literal["all", "train", "test"]
@@ -116,11 +122,11 @@ class OfficialDataset:
         amplitude = self._amplitude(values, valid, self._places[place])
         mask = self._mask(self._places[place], window, amplitude.shape[1:])
         mask[~valid] = IGNORE_INDEX
-        image = torch.from_numpy(fill_unmeasured(amplitude, valid))
-        labels = torch.from_numpy(mask.astype(np.int64))
-        if self.spec.upsample:
-            image, labels = _enlarged(image, labels, self.spec.window)
-        return Sample(image=image, mask=labels, name=self._name(place, window))
+        pixel_m = self.spec.pixel_m
+        if pixel_m is None:
+            pixel_m = read_pixel_m(self._places[place].images[0])
+        sample = described_sample(amplitude, mask, valid, self._name(place, window), pixel_m)
+        return _enlarged(sample, self.spec.window) if self.spec.upsample else sample
 
     def origin(self, index: int) -> Origin:
         """Files and window of a sample: see `sample.Origin`."""
@@ -326,11 +332,17 @@ def _require_equal(place: Place, image: tuple[int, ...], label: tuple[int, ...])
         )
 
 
-def _enlarged(image: torch.Tensor, mask: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """An image smaller than `side` on both axes, enlarged to it on the longer; labels are copied."""
-    height, width = mask.shape
+def _enlarged(sample: Sample, side: int) -> Sample:
+    """A sample smaller than `side` on both axes, enlarged to it on the longer; labels are copied."""
+    height, width = sample["mask"].shape
     if max(height, width) >= side:
-        return image, mask
+        return sample
     size = (round(height * side / max(height, width)), round(width * side / max(height, width)))
-    image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
-    return image, F.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
+    image = F.interpolate(sample["image"][None], size=size, mode="bilinear", align_corners=False)[0]
+    labels = F.interpolate(sample["mask"][None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
+    larger: Sample = {**sample, "image": image, "mask": labels}
+    if "valid" in sample:
+        larger["valid"] = centre_pixels(sample["valid"], size)
+    if "pixel_m" in sample:
+        larger["pixel_m"] = sample["pixel_m"] * max(height, width) / side
+    return larger

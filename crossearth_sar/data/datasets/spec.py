@@ -21,6 +21,7 @@ from crossearth_sar.data.files.amplitude import ValueKind
 from crossearth_sar.data.files.labels import IGNORE, RGB, label_table
 from crossearth_sar.data.files.readers import BandAxis
 from crossearth_sar.errors import InputError
+from crossearth_sar.ground_scale import require_pixel_m
 
 ComplexPart = Literal["amplitude", "real", "imaginary"]
 LabelKind = Literal["real", "pseudo"]
@@ -104,6 +105,8 @@ class DatasetSpec:
     """Channels to take inside one file; null: all."""
     band_axis: BandAxis = "auto"
     """Where the bands are in an array of three axes."""
+    pixel_m: float | None = None
+    """Ground spacing of the images, metres per pixel; null: what a GeoTIFF's tags say, else not known."""
     scene_size: tuple[int, int] | None = None
     """(height, width) of every file; null where they differ: each is looked at when opened."""
     window: int = 512
@@ -123,6 +126,7 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         require(self.window >= 16, "window", self.window, "at least 16 pixels")
+        require_pixel_m(self.pixel_m)
         _require_pattern("images", self.images)
         if self.labels is not None:
             _require_pattern("labels", self.labels)

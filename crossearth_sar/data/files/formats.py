@@ -1,8 +1,9 @@
 """Decoding one image file, or only its header, by its suffix; a damaged file is an error that names it.
 
 PNG, JPEG and BMP go through pillow, TIFF and GeoTIFF through tifffile, NPY and NPZ through numpy with
-pickling off. GDAL's nodata tag is read from the TIFF itself, so no rasterio is needed. What this is not: an
-opinion on the axes or the values; `readers.py` says which axis holds the bands and which pixels are valid.
+pickling off. GDAL's nodata tag and the ground spacing are read from the TIFF itself, so no rasterio is
+needed. What this is not: an opinion on the axes or the values; `readers.py` says which axis holds the bands
+and which pixels are valid.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from crossearth_sar.data.files.georeference import tagged_pixel_m
 from crossearth_sar.errors import InputError, nearest
 
 _GDAL_NODATA = 42113
@@ -50,6 +52,7 @@ class StoredImage:
 
     sample_axis: the band axis where the format itself knows it, else None.
     colormap: (N, 3) uint8 of a paletted file, else None.
+    pixel_m: metres per pixel on the ground, where a GeoTIFF's tags say so.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +60,7 @@ class StoredImage:
     sample_axis: int | None = None
     nodata: float | None = None
     colormap: np.ndarray | None = None
+    pixel_m: float | None = None
 
 
 def read_stored(path: Path, array_key: str | None, *, decode: bool) -> StoredImage:
@@ -167,7 +171,8 @@ def _read_tiff(path: Path, array_key: str | None, decode: bool) -> StoredImage:
         values = series.asarray() if decode else None
         if values is not None and values.shape != tuple(series.shape):
             raise ValueError(f"decoded to {values.shape} where the header says {series.shape}")
-        return StoredImage(tuple(series.shape), values, sample_axis, _gdal_nodata(page, path), colormap)
+        nodata, pixel_m = _gdal_nodata(page, path), tagged_pixel_m(page)
+        return StoredImage(tuple(series.shape), values, sample_axis, nodata, colormap, pixel_m)
 
 
 def _require_tiff_whole(tiff: Any, series: Any, path: Path) -> None:

@@ -2,8 +2,8 @@
 
 `formats.py` decodes, here the axes are put in order, bands chosen and nodata found; `amplitude.py` makes
 amplitudes of the values. A file is decoded whole: cutting tiles out of it is `folder.py`'s work. What this
-is not: a product reader; Sentinel-1 SAFE and CEOS folders are to be exported to GeoTIFF first, and
-georeferencing is not looked at here.
+is not: a product reader; Sentinel-1 SAFE and CEOS folders are to be exported to GeoTIFF first, and of
+georeferencing only the ground spacing is looked at.
 
 C bands, H W pixels.
 """
@@ -32,11 +32,13 @@ class RawImage:
     values: (C, H, W) in the file's own dtype, real or complex.
     valid: (H, W) bool; False where any kept band is NaN, infinite or the nodata value.
     path: where it came from, for messages.
+    pixel_m: metres per pixel on the ground, where the file's tags say so.
     """
 
     values: np.ndarray
     valid: np.ndarray
     path: Path
+    pixel_m: float | None = None
 
 
 def read_image(
@@ -75,7 +77,7 @@ def read_image(
             expected="at least one measured pixel",
             fix="leave this file out, or correct the nodata value",
         )
-    return RawImage(values, valid, path)
+    return RawImage(values, valid, path, stored.pixel_m)
 
 
 def read_bands(
@@ -119,6 +121,13 @@ def read_shape(
 def read_nodata(path: str | Path) -> float | None:
     """What GDAL's tag in a TIFF says stands for pixels without a measurement; None for other files."""
     return read_stored(Path(path), None, decode=False).nodata
+
+
+def read_pixel_m(path: str | Path) -> float | None:
+    """Metres per pixel on the ground as a GeoTIFF's tags say; None for other files and where they do not."""
+    path = Path(path)
+    is_tiff = path.suffix.lower() in (".tif", ".tiff")
+    return read_stored(path, None, decode=False).pixel_m if is_tiff else None
 
 
 def valid_pixels(values: np.ndarray, nodata: float | None) -> np.ndarray:

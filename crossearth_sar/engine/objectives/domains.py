@@ -35,8 +35,11 @@ class Domains:
         return self.train.classes
 
 
-def open_domains(config: RunConfig) -> Domains:
+def open_domains(config: RunConfig, pixel_m: float | None = None) -> Domains:
     """Opens them; without a validation domain, a share of the training domain is held out.
+
+    Args:
+        pixel_m: ground spacing of the run's model, at which their statistics are measured.
 
     Raises:
         InputError: for no training domain, other classes, no labels, or images that training sees too.
@@ -51,8 +54,8 @@ def open_domains(config: RunConfig) -> Domains:
     if held_out is None:
         source, held_out = held_out_of(source)
     root = config.data_root
-    train, validation = open_domain(source, root), open_domain(held_out, root)
-    unseen = tuple(open_domain(domain, root) for domain in config.unseen)
+    train, validation = open_domain(source, root, pixel_m), open_domain(held_out, root, pixel_m)
+    unseen = tuple(open_domain(domain, root, pixel_m) for domain in config.unseen)
     require_same_classes([train, validation, *unseen])
     require_held_out(train, [validation, *unseen])
     require_labels(train)

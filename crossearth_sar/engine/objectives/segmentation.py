@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from crossearth_sar.data.sample import Sample
 from crossearth_sar.data.stream import TrainStream, join_samples
 from crossearth_sar.data.transforms import AugmentConfig, TrainTransform, center_crop_or_pad
+from crossearth_sar.data.working_scale import at_working_scale
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks
 from crossearth_sar.engine.objectives.base import Batch, Finished, Forward, Load, Losses, Objective
@@ -63,8 +64,8 @@ class Segmentation(Objective):
         self.config, self.ranks, self.ep_size = config, ranks, ep_size
         if not goes_on or config.mode != "full":
             check_weights(config)
-        run_model_config(config, num_classes=1)  # wrong settings are found before data are opened
-        self.domains = open_domains(config)
+        model = run_model_config(config, num_classes=1)  # wrong settings are found before data are opened
+        self.domains = open_domains(config, model.pixel_m)
         self.classes = self.domains.classes
         self.model_config = run_model_config(config, num_classes=len(self.classes))
 
@@ -87,7 +88,12 @@ class Segmentation(Objective):
 
     def batches(self, load: Load) -> Iterable[Batch]:
         size, augment = self.model_config.crop_size, self.config.augment
-        transform = _Centre(size) if augment is None else TrainTransform(replace(augment, crop_size=size))
+        pixel_m = self.model_config.pixel_m
+        transform = (
+            _Centre(AugmentConfig(crop_size=size), pixel_m)
+            if augment is None
+            else TrainTransform(replace(augment, crop_size=size), pixel_m)
+        )
         stream = TrainStream(self.domains.train, transform, self.config.seed)
         if self.config.cache_features:
             cache = FeatureCache(stream, self._features, self.config.cache_limit_gb)
@@ -188,10 +194,7 @@ class Segmentation(Objective):
 
 
 class _Centre(TrainTransform):
-    """No augmentation: the sample about its centre."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(AugmentConfig(crop_size=size))
+    """No augmentation: the sample about its centre, at the model's ground spacing."""
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        return center_crop_or_pad(sample, self.size)
+        return center_crop_or_pad(at_working_scale(sample, self.pixel_m), self.size)

@@ -154,6 +154,21 @@ def test_images_and_labels_found_by_index(tmp_path: Path) -> None:
     assert (open_scenes(mapping, label_column=None)[0]["mask"] == IGNORE_INDEX).all()
 
 
+def test_ground_spacings_of_an_index(tmp_path: Path) -> None:
+    """A cell goes over the file, the setting over both; an empty cell says nothing."""
+    mapping = write_index(tmp_path)
+    lines = (tmp_path / "index.csv").read_text(encoding="utf-8").splitlines()
+    metres = ["metres", "10", "2.5", "", "", ""]
+    joined = "\n".join(f"{line},{cell}" for line, cell in zip(lines, metres, strict=True))
+    (tmp_path / "index.csv").write_text(joined, encoding="utf-8")
+    assert [s.get("pixel_m") for s in open_scenes(mapping, pixel_m_column="metres")] == [10, 2.5, None]
+    assert {s.get("pixel_m") for s in open_scenes(mapping, pixel_m_column="metres", pixel_m=4.0)} == {4}
+    assert {s.get("pixel_m") for s in open_scenes(mapping)} == {None}
+    assert "no column 'meters' (did you mean 'metres'?)" in refusal(mapping, pixel_m_column="meters")
+    (tmp_path / "index.csv").write_text(joined.replace("2.5", "fine"), encoding="utf-8")
+    assert "row 3: 'fine'" in refusal(mapping, pixel_m_column="metres")
+
+
 def test_index_complaints(tmp_path: Path) -> None:
     mapping = write_index(tmp_path)
     assert "cannot read the index" in refusal(mapping, index="none.csv")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
 from crossearth_sar.data.datasets.official import OfficialDataset
+from crossearth_sar.data.datasets.pretraining import PRETRAINING_SOURCES
 from crossearth_sar.data.datasets.published import open_spec
 from crossearth_sar.data.datasets.spec import DatasetSpec, DomainSpec
 from crossearth_sar.data.datasets.tasks import AIR_5, BUILDING_1, DDHR_6, FUSAR_5
@@ -367,3 +368,27 @@ def test_a_row_can_be_corrected_for_files_that_lie_otherwise(tmp_path: Path) -> 
     dataset = opened(tmp_path, AIR, "one", changes=changes, task=AIR_5)
     masks = [int(sample["mask"][0, 0]) for sample in (dataset[i] for i in range(5))]
     assert masks == [255, 0, 3, 4, 255]
+
+
+def test_every_row_says_its_ground_spacing() -> None:
+    assert {key: spec.pixel_m for key, spec in BENCHMARK_DATASETS.items()} == {
+        AIR: 8,
+        "DDHR-SK": 1,
+        FUSAR: 1,
+        OEM: 0.5,
+        SARBUD: 10,
+        WHU: 5,
+    }
+    for source in PRETRAINING_SOURCES.values():
+        assert source.spec.pixel_m is not None
+
+
+def test_samples_say_their_spacing_as_they_come(trees: Path) -> None:
+    """Those of 256 pixels are enlarged to 512, so that their pixels are half as long; changes go over it."""
+    assert opened(trees, AIR, "VV")[0]["pixel_m"] == 8
+    assert opened(trees, SARBUD, "SARBuD")[0]["pixel_m"] == 5
+    assert (
+        OfficialDataset(open_spec(SARBUD, {"pixel_m": 12}), trees, "SARBuD", check=False)[0]["pixel_m"] == 6
+    )
+    unknown = OfficialDataset(open_spec(FUSAR, {"pixel_m": None}), trees, "FUSAR", check=False)
+    assert "pixel_m" not in unknown[0]
