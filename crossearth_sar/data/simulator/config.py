@@ -52,6 +52,8 @@ class SimulatorConfig:
     """Bright echoes saturate this far above the mean; null: they do not."""
     slope_deg: float = 0.0
     """Rms slope of a landscape's relief, 0 (flat) to 40 degrees."""
+    land_contrast: float = 1.0
+    """Of the dB between land covers, so much is left: 1, as the table says, to 0, all alike."""
     sea_db: float = 0.0
     """A rough sea: added to the co-polarized sigma0 of water, dB; half to the cross-polarized."""
     wind_db: float = 0.0
@@ -115,6 +117,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "incidence_deg": (10, 70, "degrees"),
     "speckle_correlation": (0, 0.9, ""),
     "slope_deg": (0, 40, "degrees"),
+    "land_contrast": (0, 2, ""),
     "sea_db": (-10, 20, "dB"),
     "wind_db": (0, 10, "dB"),
     "gain_db": (-60, 60, "dB"),

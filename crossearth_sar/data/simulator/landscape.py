@@ -46,7 +46,7 @@ from crossearth_sar.data.simulator.water import distance_to_level, draw_waters
 OBJECTS_BELOW_M = 5.0
 """Pixels at least so fine show buildings and trees standing, with their layover and shadow."""
 
-CLASS_SPREAD_DB = 1.3
+CLASS_SPREAD_DB = 1.0
 """Standard deviation of a class's level from scene to scene: season, moisture, species, materials."""
 
 
@@ -148,7 +148,7 @@ def _class_levels(rng: Generator, labels: Integers, parcel: Integers, grid: Grid
     """(H, W) dB on sigma0: each class's level in this scene, wet and smooth ground, variation within."""
     size = grid.size
     state = (CLASS_SPREAD_DB * rng.standard_normal(8)).astype(np.float32)[labels]
-    state += np.float32(rng.uniform(0.3, 2.0)) * fractal(rng, size, size * _log_uniform(rng, 0.1, 0.6), 4)
+    state += np.float32(rng.uniform(0.2, 1.5)) * fractal(rng, size, size * _log_uniform(rng, 0.1, 0.6), 4)
     open_ground = (labels != FOREST) & (labels != BUILDING)
     if rng.random() < 0.5:  # dark parcels: smooth, dry or ponded soil, stubble under dew
         dark = (rng.random(TABLE**2) < rng.uniform(0.03, 0.3))[parcel] & (labels == AGRICULTURAL)

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from crossearth_sar.data.simulator.noise import Booleans, Floats, Integers
 
@@ -84,7 +85,7 @@ def voronoi(
     return parcel, margin_m > max(4.0, 0.9 * resolution_m)
 
 
-def split_cells(position: Floats) -> tuple[Integers, Floats]:
+def split_cells(position: NDArray[np.floating]) -> tuple[Integers, Floats]:
     """Whole and fractional part."""
     whole = np.floor(position)
     return whole.astype(np.int64), position - whole

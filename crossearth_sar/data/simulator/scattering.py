@@ -360,6 +360,19 @@ def add_points(rng: Generator, sigma0: Floats, labels: Integers, gain: Floats, r
             np.add.at(channel, (r, c), part * power)
 
 
+def with_land_contrast(table: Floats, contrast: float) -> Floats:
+    """The table (N, C) whose classes, but water, keep `contrast` of their dB about the mean of land cover."""
+    land = np.arange(table.shape[1]) != WATER
+    log = np.log(table[:, land])
+    middle = log @ LAND_WEIGHTS
+    changed = table.copy()
+    changed[:, land] = np.exp(middle[:, None] + np.float32(contrast) * (log - middle[:, None]))
+    return changed
+
+
+LAND_WEIGHTS = np.array([0.05, 0.0, 0.2, 0.25, 0.25, 0.25], np.float32)
+"""How much of land, about, is building, road, barren, forest, agricultural and background."""
+
 SEA_SHARE = np.array([1.0, 0.5, 1.0], np.float32)
 """Of a sea state's dB, what (HH, HV, VV) see: ripples hardly depolarize."""
 

@@ -48,6 +48,7 @@ from crossearth_sar.data.simulator.scattering import (
     sea_gain,
     sigma0_table,
     texture,
+    with_land_contrast,
 )
 from crossearth_sar.data.simulator.sensors import draw_sensor
 from crossearth_sar.data.simulator.speckle import imaged, multi_look, multi_look_span, saturated, single_look
@@ -180,6 +181,8 @@ def mean_image(config: SimulatorConfig, ground: Landcover, rng: np.random.Genera
     table = sigma0_table(band=config.band, region=config.region, incidence_deg=config.incidence_deg).T[
         channels
     ]
+    if config.land_contrast != 1:
+        table = with_land_contrast(table, config.land_contrast)
     variation = natural_variation(rng, ground.labels, ground.parcel)
     variation *= texture(rng, ground.labels, config.texture_order)
     if ground.state_db is not None:

@@ -17,9 +17,10 @@ from numpy.random import Generator
 from crossearth_sar.config import require
 from crossearth_sar.data.simulator.config import SimulatorConfig
 
-LOOKS = (1.0, 1.5, 2.0, 3.0, 4.0, 4.4, 6.0, 9.0, 12.0, 16.0, 25.0)
+LOOKS = (1.0, 2.0, 3.0, 4.4, 6.0, 9.0, 12.0, 16.0, 25.0)
 """Equivalent numbers of looks; a few values, so that their quantile tables are kept."""
-TEXTURE_ORDERS = (None, 4.0, 6.0, 10.0, 20.0)
+CORRELATIONS = (0.0, 0.25, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
+TEXTURE_ORDERS = (None, 8.0, 15.0, 30.0)
 
 
 def draw_sensor(config: SimulatorConfig, index: int) -> SimulatorConfig:
@@ -34,16 +35,16 @@ def _radar(rng: Generator) -> dict[str, Any]:
     band = str(rng.choice(["C", "C", "C", "X", "X", "L", "S"]))
     polarization = str(rng.choice(["VV", "VH", "HH", "HV"], p=[0.4, 0.2, 0.3, 0.1]))
     crossed = polarization in ("VH", "HV")
-    many = band == "C" and rng.random() < 0.75
+    many = band == "C" and rng.random() < 0.8
     return {
         "band": band,
         "polarization": polarization,
-        "looks": float(rng.choice(LOOKS[4:] if many else LOOKS[:7])),
-        "speckle_correlation": float(rng.choice([0.0, 0.2, 0.35, 0.45, 0.55, 0.65, 0.75])),
+        "looks": float(rng.choice(LOOKS[3:] if many else LOOKS[:7])),
+        "speckle_correlation": float(rng.choice(CORRELATIONS)),
         "texture_order": cast("float | None", rng.choice(np.array(TEXTURE_ORDERS, object))),
         "nesz_db": float(rng.uniform(-34, -22) - 4 * crossed),
         "incidence_deg": float(rng.uniform(22, 50)),
-        "peak_db": float(rng.uniform(6, 11)),
+        "peak_db": float(rng.uniform(5, 9) if rng.random() < 0.75 else rng.uniform(9, 16)),
     }
 
 
@@ -54,6 +55,7 @@ def _scene(rng: Generator) -> dict[str, Any]:
         "slope_deg": 0.0
         if relief < 0.35
         else float(rng.uniform(0.5, 4) if relief < 0.75 else rng.uniform(4, 22)),
+        "land_contrast": float(rng.uniform(0.2, 1.0)),
         "sea_db": float(rng.choice([rng.uniform(-3, 1), rng.uniform(0, 5)], p=[0.6, 0.4])),
         "wind_db": float(rng.uniform(0, 2.5)) if rng.random() < 0.7 else 0.0,
     }
