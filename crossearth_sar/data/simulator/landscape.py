@@ -83,7 +83,7 @@ def draw_landscape(rng: Generator, region: str, *, size: int, resolution_m: floa
     _draw_roads(rng, grid, labels, across, depth)
     labels[water] = WATER
     _flood(rng, labels, state_db, depth)
-    heights[labels == FOREST] = 4 * layout.canopy_m
+    heights[labels == FOREST] = 2 * layout.canopy_m
     heights[(labels != FOREST) & (labels != BUILDING)] = 0
     if resolution_m >= OBJECTS_BELOW_M:
         heights[:] = 0
@@ -233,7 +233,7 @@ def _draw_roads(rng: Generator, grid: Grid, labels: Integers, across: Floats, de
     """Roads of a pixel and more: the towns' own, motorways and runways; they bridge only narrow water."""
     for number in range(rng.integers(0, 4)):
         line = across if number == 0 else _winding_line(rng, grid)[1]
-        width_m = _log_uniform(rng, 8.0, 40.0)
+        width_m = _log_uniform(rng, 8.0, 26.0)
         if width_m < 0.8 * grid.resolution_m:
             continue
         road = np.abs(line) < max(width_m, 1.1 * grid.resolution_m) / 2

@@ -20,8 +20,13 @@ LAYOVER_DB = 7.0
 
 
 def fractal_terrain(rng: Generator, size: int, spacing_px: float) -> Floats:
-    """(H, W) height of rms slope 1 along range, in pixels: ridges on all scales from `spacing_px` down."""
-    height = fractal(rng, size, spacing_px, octaves=5)
+    """(H, W) height of rms slope 1 along range, in pixels: facets between crests, or between valleys.
+
+    The absolute value of noise has creases along its zero levels; a little of more noise roughens the facets.
+    """
+    creased = np.abs(fractal(rng, size, spacing_px, octaves=3))
+    sign = np.float32(rng.choice([-1.0, 1.0]))
+    height = sign * creased + np.float32(0.15) * fractal(rng, size, 0.3 * spacing_px, octaves=2)
     return height / np.float32(max(float(np.diff(height, axis=1).std()), 1e-6))
 
 
