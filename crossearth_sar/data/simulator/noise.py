@@ -67,6 +67,23 @@ def correlated_noise(rng: Generator, shape: tuple[int, int], sigma_px: float) ->
     return np.asarray(rows @ white @ columns.T, np.float32)
 
 
+def sigma_for(correlation: float) -> float:
+    """Standard deviation, pixels, of the Gaussian under which neighbours of white noise correlate so.
+
+    A narrow Gaussian on a pixel grid correlates less than exp(-1 / 4 sigma^2): the sampled one is inverted.
+    """
+    return float(np.interp(correlation, *_lag_one())) if correlation > 0 else 0.0
+
+
+@lru_cache(maxsize=1)
+def _lag_one() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(lag-1 correlation, sigma), both rising."""
+    sigma = np.linspace(0.15, 4, 400)
+    offset = np.arange(-12, 13)
+    kernel = np.exp(-0.5 * (offset / sigma[:, None]) ** 2)
+    return (kernel[:, 1:] * kernel[:, :-1]).sum(1) / (kernel**2).sum(1), sigma
+
+
 @lru_cache(maxsize=256)
 def _blur_matrix(side: int, sigma_px: float, keep_mean: bool) -> Floats:
     """The filter as a matrix: (side, side) whose rows sum to 1, or (side, N) whose rows have unit length.

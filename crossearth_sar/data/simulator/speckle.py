@@ -18,7 +18,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr
 
-from crossearth_sar.data.simulator.noise import Floats, blur, correlated_noise
+from crossearth_sar.data.simulator.noise import Floats, blur, correlated_noise, sigma_for
 
 ComplexImage = NDArray[np.complex64]
 
@@ -30,10 +30,9 @@ _STEPS = 2048
 def impulse_sigma_px(correlation: float) -> float:
     """Standard deviation, pixels, of the Gaussian response whose intensities correlate so at lag 1.
 
-    A field under exp(-x^2 / 2 s^2) has the autocorrelation exp(-lag^2 / 4 s^2), and the intensity of a
-    circular Gaussian field the square of it.
+    The intensity of a circular Gaussian field has the square of the field's autocorrelation.
     """
-    return float(np.sqrt(1 / (-2 * np.log(correlation)))) if correlation > 0 else 0.0
+    return sigma_for(float(np.sqrt(correlation)))
 
 
 def imaged(sigma0: Floats, correlation: float) -> Floats:
@@ -75,7 +74,7 @@ def multi_look(rng: Generator, power: Floats, looks: float, correlation: float =
         unit = rng.standard_gamma(looks, power.shape, dtype=np.float32)
         return unit * (power / np.float32(looks))
     field_correlation = np.interp(correlation, *_gamma_correlation(looks))
-    field = correlated_noise(rng, power.shape, np.sqrt(1 / (-4 * np.log(field_correlation))))
+    field = correlated_noise(rng, power.shape, sigma_for(float(field_correlation)))
     position = np.clip((field + _REACH) * ((_STEPS - 1) / (2 * _REACH)), 0, _STEPS - 1.001)
     left = position.astype(np.int32)
     table = _gamma_quantiles(looks)

@@ -27,7 +27,7 @@ def fractal_terrain(rng: Generator, size: int, spacing_px: float) -> Floats:
     creased = np.abs(fractal(rng, size, spacing_px, octaves=3))
     sign = np.float32(rng.choice([-1.0, 1.0]))
     height = sign * creased + np.float32(0.15) * fractal(rng, size, 0.3 * spacing_px, octaves=2)
-    return height / np.float32(max(float(np.diff(height, axis=1).std()), 1e-6))
+    return np.asarray(height / max(float(np.diff(height, axis=1).std()), 1e-6), np.float32)
 
 
 def slope_gain(terrain: Floats, *, slope_deg: float, incidence_deg: float) -> Floats:

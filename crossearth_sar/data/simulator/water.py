@@ -14,10 +14,13 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.random import Generator
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import label
 
 from crossearth_sar.data.simulator.lattice import TABLE, coordinates, number_of, rotate, split_cells
 from crossearth_sar.data.simulator.noise import Floats, fractal
+
+LEAST_PIXELS = 3
+"""Of a body of water that is labelled."""
 
 
 def draw_water(rng: Generator, kind: str, terrain: Floats) -> Floats:
@@ -28,9 +31,11 @@ def draw_water(rng: Generator, kind: str, terrain: Floats) -> Floats:
 
 
 def without_specks(depth: Floats) -> Floats:
-    """The depth with single water pixels and pairs made land: too small for a pixel's worth of echo."""
-    neighbours = uniform_filter((depth > 0).astype(np.float32), 3, mode="nearest") * 9
-    return np.where((depth > 0) & (neighbours < 2.5), np.float32(-0.5), depth)
+    """The depth with bodies of one or two pixels made land: too small to be told from speckle."""
+    bodies, _ = label(depth > 0, np.ones((3, 3)))
+    small = np.bincount(bodies.ravel()) < LEAST_PIXELS
+    small[0] = False
+    return np.where(small[bodies], np.float32(-0.5), depth)
 
 
 def distance_to_level(field: Floats) -> Floats:
