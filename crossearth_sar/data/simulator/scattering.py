@@ -382,10 +382,11 @@ def sea_gain(rng: Generator, labels: Integers, *, sea_db: float, wind_db: float)
 
     A rougher sea is brighter. Patches are as wide as a part of the scene or the whole of it.
     """
-    if not (sea_db or wind_db) or not (labels == WATER).any():
+    size, water = len(labels), labels == WATER
+    if not water.any():
         return np.ones((len(SEA_SHARE), 1, 1), np.float32)
-    size = len(labels)
     value_db = np.full(labels.shape, sea_db, np.float32)
     value_db += np.float32(wind_db) * smooth_noise(rng, size, size * rng.uniform(0.15, 0.9), 3)
-    value_db[labels != WATER] = 0
-    return np.power(np.float32(10), SEA_SHARE[:, None, None] * value_db / 10)
+    gain = np.ones((len(SEA_SHARE), *labels.shape), np.float32)
+    gain[:, water] = np.power(np.float32(10), SEA_SHARE[:, None] * value_db[water] / 10)
+    return gain

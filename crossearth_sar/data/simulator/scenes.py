@@ -146,8 +146,9 @@ def illuminate(config: SimulatorConfig, ground: Landcover, rng: np.random.Genera
     """The image that the radar of `config` takes of any `ground`, say one drawn by hand."""
     sigma0 = saturated(mean_image(config, ground, rng), config.peak_db)
     sigma0 = imaged(sigma0, config.speckle_correlation)
-    gain = np.float32(10 ** (config.gain_db / 10))
-    sigma0, nesz = gain * sigma0, gain * np.float32(10 ** (config.nesz_db / 10))
+    gain, nesz = (np.float32(10 ** (level_db / 10)) for level_db in (config.gain_db, config.nesz_db))
+    if config.gain_db:
+        sigma0, nesz = gain * sigma0, gain * nesz
     looks, correlation = config.looks, config.speckle_correlation
     slc = None
     if config.polarization == "full":
@@ -192,7 +193,8 @@ def mean_image(config: SimulatorConfig, ground: Landcover, rng: np.random.Genera
             ground.terrain, slope_deg=config.slope_deg, incidence_deg=config.incidence_deg
         )
     sigma0 = table[:, ground.labels] * variation
-    sigma0 = sigma0 * sea_gain(rng, ground.labels, sea_db=config.sea_db, wind_db=config.wind_db)[channels]
+    if config.sea_db or config.wind_db:
+        sigma0 *= sea_gain(rng, ground.labels, sea_db=config.sea_db, wind_db=config.wind_db)[channels]
     sigma0 = radar_geometry(
         sigma0,
         ground.height_m,

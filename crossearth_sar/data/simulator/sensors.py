@@ -17,7 +17,8 @@ from numpy.random import Generator
 from crossearth_sar.config import require
 from crossearth_sar.data.simulator.config import SimulatorConfig
 
-LOOKS = (1.0, 2.0, 3.0, 4.4, 6.0, 9.0, 12.0, 16.0, 25.0)
+MANY_LOOKS = (4.4, 6.0, 9.0, 12.0, 16.0, 25.0)
+FEW_LOOKS = (1.0, 2.0, 3.0, 3.0, 4.0, 4.0, 6.0, 9.0, 9.0)
 """Equivalent numbers of looks; a few values, so that their quantile tables are kept."""
 CORRELATIONS = (0.0, 0.25, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
 TEXTURE_ORDERS = (None, 8.0, 15.0, 30.0)
@@ -39,7 +40,7 @@ def _radar(rng: Generator) -> dict[str, Any]:
     return {
         "band": band,
         "polarization": polarization,
-        "looks": float(rng.choice(LOOKS[3:] if many else LOOKS[:7])),
+        "looks": float(rng.choice(MANY_LOOKS if many else FEW_LOOKS)),
         "speckle_correlation": float(rng.choice(CORRELATIONS)),
         "texture_order": cast("float | None", rng.choice(np.array(TEXTURE_ORDERS, object))),
         "nesz_db": float(rng.uniform(-34, -22) - 4 * crossed),
@@ -56,7 +57,7 @@ def _scene(rng: Generator) -> dict[str, Any]:
         if relief < 0.35
         else float(rng.uniform(0.5, 4) if relief < 0.75 else rng.uniform(4, 22)),
         "land_contrast": float(rng.uniform(0.2, 1.0)),
-        "sea_db": float(rng.choice([rng.uniform(-3, 1), rng.uniform(0, 5)], p=[0.6, 0.4])),
+        "sea_db": float(rng.choice([rng.uniform(-3, 1), rng.uniform(0, 4)], p=[0.6, 0.4])),
         "wind_db": float(rng.uniform(0, 2.5)) if rng.random() < 0.7 else 0.0,
     }
 
