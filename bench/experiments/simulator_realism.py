@@ -12,7 +12,9 @@ edges         share of pixels whose 5 x 5 means on two sides differ by more than
 contrast      dB between the mean of labelled water and the mean of the rest, tiles with 3 to 97 % water.
 water         share of labelled tiles without water, and quantiles of the share in the others.
 
-The label of a real set is of another date than its image at times; contrast is that of `trust=yes` rows.
+The label of a real set is of another date than its image at times: of ombria only rows of trust=yes are
+taken, and of sen1floods11 a low contrast may be a wrong label. --figure draws both beside each other; as real
+images may not be passed on, such a picture is no part of the report.
 """
 
 from __future__ import annotations

@@ -1,15 +1,18 @@
 """Simulated SAR scenes with exact labels: the data that comes with the package, made on the fly.
 
 What: `SimulatedScenes(SimulatorConfig(...))` is a dataset of as many labelled scenes as asked for, in any
-region, polarization, band and resolution, and `gap_pair` gives a source and a target domain for each of the
-eight kinds of domain gap of the CrossEarth-SAR benchmarks. So training, evaluation and examples run
-without a download, and a claim about one physical cause can be tested with that cause alone.
+region, polarization, band and resolution, and `gaps.gap_pair` gives a source and a target domain for each
+of the eight kinds of domain gap of the CrossEarth-SAR benchmarks. So training, evaluation and examples run
+without a download, and a claim about one physical cause can be tested with that cause alone. With
+`sensors="wide"` each scene has a sensor and a landscape of its own (sensors.py): what to train on for real
+images, normalised one by one (`normalize: image` of a domain).
 What it is not: a substitute for measured data. Scores on it say that a model learns and adapts, not how well
 it maps a real place.
 
-A scene is drawn in four steps: ground (landcover.py), mean sigma0 with texture, radar geometry, speckle
-over signal plus thermal noise (all scattering.py). The ground is drawn from (seed, index, region, size,
-resolution) alone: two configs that differ in how they look at it see the same places.
+A scene is drawn in five steps: ground (landcover.py or landscape.py), mean sigma0 with texture and relief,
+radar geometry (scattering.py, terrain.py), impulse response and speckle over signal plus thermal noise
+(speckle.py), the form it is delivered in (product.py). The ground is drawn from (seed, index, ground, region,
+size, resolution) alone: two configs that differ in how they look at it see the same places.
 
 H W pixels, N channels (HH, HV, VV). sigma0 and intensity are linear power.
 """

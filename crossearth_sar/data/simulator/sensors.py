@@ -57,7 +57,7 @@ def _scene(rng: Generator) -> dict[str, Any]:
         if relief < 0.35
         else float(rng.uniform(0.5, 4) if relief < 0.75 else rng.uniform(4, 22)),
         "land_contrast": float(rng.uniform(0.2, 1.0)),
-        "sea_db": float(rng.choice([rng.uniform(-3, 1), rng.uniform(0, 4)], p=[0.6, 0.4])),
+        "sea_db": float(rng.choice([rng.uniform(-3, 2), rng.uniform(0.5, 4.5)], p=[0.55, 0.45])),
         "wind_db": float(rng.uniform(0, 2.5)) if rng.random() < 0.7 else 0.0,
     }
 
