@@ -14,27 +14,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
+from crossearth_sar.data.simulator.lattice import (
+    TABLE,
+    coordinates,
+    number_of,
+    pivots,
+    rotate,
+    split_cells,
+    strips,
+    voronoi,
+)
+from crossearth_sar.data.simulator.noise import Floats, Integers, smooth_noise
 from crossearth_sar.data.simulator.regions import RegionLayout
 
 BUILDING, ROAD, WATER, BARREN, FOREST, AGRICULTURAL, BACKGROUND = range(len(SEVEN_CLASSES))
 """Indices into SEVEN_CLASSES."""
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
-Booleans = NDArray[np.bool_]
-
-_TABLE_BITS = 6
-_TABLE = 1 << _TABLE_BITS
-"""Side of the random per-cell tables; cell numbers wrap around in them, beyond any one scene's repeat."""
-
 
 STOREY_M = 3.0
 
@@ -44,20 +44,24 @@ class Landcover:
     """What lies on the ground of one scene.
 
     labels: (H, W) int64, index into SEVEN_CLASSES.
-    parcel: (H, W) int64 in 0.._TABLE**2-1, number of the agricultural parcel a pixel lies in, drawn or not.
+    parcel: (H, W) int64 in 0..TABLE**2-1, number of the agricultural parcel a pixel lies in, drawn or not.
     height_m: (H, W) float32, height of the scattering surface above ground: roof, or middle of the canopy.
     wall_angle_deg: 0..45, angle between the walls' normals and the direction of range.
+    state_db: (H, W) float32, what wet, smooth or flooded ground adds to its class's sigma0; None: 0.
+    terrain: (H, W) float32, relief in pixels, of rms slope 1 in range: see terrain.py; None: flat.
     """
 
     labels: Integers
     parcel: Integers
     height_m: Floats
     wall_angle_deg: float
+    state_db: Floats | None = None
+    terrain: Floats | None = None
 
 
 def draw_landcover(rng: Generator, layout: RegionLayout, *, size: int, resolution_m: float) -> Landcover:
     """One label map of `size` x `size` pixels of `resolution_m` metres, drawn from `rng` alone."""
-    x, y = _coordinates(size, resolution_m)
+    x, y = coordinates(size, resolution_m)
     labels, parcel = _draw_fields(rng, layout, x, y, resolution_m)
     _draw_natural_cover(rng, layout, labels, resolution_m)
     depth, kind = _draw_water(rng, layout, labels, x, y, resolution_m)
@@ -71,49 +75,6 @@ def draw_landcover(rng: Generator, layout: RegionLayout, *, size: int, resolutio
     return Landcover(labels, parcel, heights, float(angle))
 
 
-def smooth_noise(rng: Generator, size: int, spacing_px: float, octaves: int = 1) -> Floats:
-    """(size, size) float32 Gaussian field, mean 0 and variance 1 at every pixel, correlated over spacing_px.
-
-    White noise on a lattice under cubic B-splines, as two small matrix products; each further octave halves
-    both the spacing and the amplitude.
-    """
-    field, power = np.zeros((size, size), np.float32), 0.0
-    for octave in range(octaves):
-        basis = _spline_basis(size, max(1.0, spacing_px / 2**octave))
-        lattice = rng.standard_normal((basis.shape[1], basis.shape[1]), dtype=np.float32)
-        field += 0.5**octave * (basis @ lattice @ basis.T)
-        power += 0.25**octave
-    return field / np.float32(np.sqrt(power))
-
-
-@lru_cache(maxsize=64)
-def _spline_basis(size: int, spacing_px: float) -> Floats:
-    """(size, N) uniform cubic B-splines, every row scaled to unit length so that the noise has variance 1."""
-    position = (np.arange(size) + 0.5) / spacing_px
-    cell = np.floor(position).astype(int)
-    t = position - cell
-    weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-    basis = np.zeros((size, int(cell[-1]) + 4))
-    for k, weight in enumerate(weights):
-        basis[np.arange(size), cell + k] = weight
-    return (basis / np.linalg.norm(basis, axis=1, keepdims=True)).astype(np.float32)
-
-
-@lru_cache(maxsize=16)
-def _coordinates(size: int, resolution_m: float) -> tuple[Floats, Floats]:
-    """x, y of pixel centres in metres, (H, W) each, 0 in the middle of the scene."""
-    axis = ((np.arange(size) - (size - 1) / 2) * resolution_m).astype(np.float32)
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    x.setflags(write=False)
-    y.setflags(write=False)
-    return x, y
-
-
-def _rotate(x: Floats, y: Floats, turn: float) -> tuple[Floats, Floats]:
-    c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-    return c * x + s * y, c * y - s * x
-
-
 def _bend(rng: Generator, x: Floats, y: Floats, bend_m: float) -> tuple[Floats, Floats, float]:
     """Coordinates along and across a random winding line near the scene's middle, and its direction.
 
@@ -122,7 +83,7 @@ def _bend(rng: Generator, x: Floats, y: Floats, bend_m: float) -> tuple[Floats, 
     """
     extent = float(x[0, -1] - x[0, 0])
     turn = float(rng.uniform(0, np.pi))
-    u, v = _rotate(x, y, turn)
+    u, v = rotate(x, y, turn)
     line, slope = np.float32(rng.uniform(-0.25, 0.25) * extent), np.float32(0)
     for amplitude, waves in ((bend_m, rng.uniform(0.5, 1.2)), (bend_m / 4, rng.uniform(1.5, 3.0))):
         wavenumber = 2 * np.pi * waves / max(extent, 16 * bend_m)
@@ -137,19 +98,19 @@ def _draw_fields(
 ) -> tuple[Integers, Integers]:
     """Background with agricultural parcels: whole parcels are farmed where a slow random field is high."""
     size = len(x)
-    u, v = _rotate(x, y, rng.uniform(0, np.pi))
+    u, v = rotate(x, y, rng.uniform(0, np.pi))
     scale = rng.uniform(0.8, 1.25)
     length, width = layout.parcel_m[0] * scale, layout.parcel_m[1] * scale
     if layout.parcels == "strips":
-        parcel, inside = _strips(rng, u, v, length, width, layout.hedge_m)
+        parcel, inside = strips(rng, u, v, length, width, layout.hedge_m)
     elif layout.parcels == "pivots":
-        parcel, inside = _pivots(rng, u, v, length)
+        parcel, inside = pivots(rng, u, v, length)
     else:
-        parcel, inside = _cells(rng, u, v, length, resolution_m)
+        parcel, inside = voronoi(rng, u, v, length, resolution_m)
     zone = smooth_noise(rng, size, 2.5 * layout.parcel_m[0] / resolution_m)
-    count = np.bincount(parcel.ravel(), minlength=_TABLE**2)
-    total = np.bincount(parcel.ravel(), weights=zone.ravel(), minlength=_TABLE**2)
-    own = rng.standard_normal(_TABLE**2)
+    count = np.bincount(parcel.ravel(), minlength=TABLE**2)
+    total = np.bincount(parcel.ravel(), weights=zone.ravel(), minlength=TABLE**2)
+    own = rng.standard_normal(TABLE**2)
     farmed = 0.8 * total / np.maximum(count, 1) + 0.6 * own > ndtri(1 - layout.farmland)
     labels = np.full((size, size), BACKGROUND, np.int64)
     labels[farmed[parcel] & inside] = AGRICULTURAL
@@ -157,60 +118,6 @@ def _draw_fields(
         hedged = farmed & (own > -0.3)
         labels[hedged[parcel] & ~inside] = FOREST
     return labels, parcel
-
-
-def _number(row: Integers, column: Integers) -> Integers:
-    return ((row & _TABLE - 1) << _TABLE_BITS) | (column & _TABLE - 1)
-
-
-def _strips(
-    rng: Generator, u: Floats, v: Floats, length: float, width: float, hedge_m: float
-) -> tuple[Integers, Booleans]:
-    """Rows of rectangular fields; each row has its own offset and field length. inside: not in a hedge."""
-    row, across = _cell(v / width)
-    stretch = rng.uniform(0.7, 1.3, _TABLE).astype(np.float32)[row % _TABLE]
-    shift = rng.uniform(0, 1, _TABLE).astype(np.float32)[row % _TABLE]
-    column, along = _cell(u / length * stretch + shift)
-    inside = (across * width > hedge_m) & (along * length / stretch > hedge_m)
-    return _number(row, column), inside
-
-
-def _pivots(rng: Generator, u: Floats, v: Floats, pitch: float) -> tuple[Integers, Booleans]:
-    """Centre-pivot circles on a lattice, some with a sector left out, among some whole rectangles."""
-    (row, dv), (column, du) = _cell(v / pitch), _cell(u / pitch)
-    number = _number(row, column)
-    radius = rng.uniform(0.38, 0.49, _TABLE**2).astype(np.float32)[number]
-    start = rng.uniform(-np.pi, np.pi, _TABLE**2).astype(np.float32)[number]
-    sector = rng.choice(np.array([0, 0, 0, 0.5, 1.5], np.float32), _TABLE**2)[number]
-    du, dv = du - 0.5, dv - 0.5
-    circle = (du * du + dv * dv < radius * radius) & (np.abs(np.arctan2(dv, du) - start) >= sector)
-    rectangle = np.maximum(np.abs(du), np.abs(dv)) < 0.46
-    return number, np.where((rng.random(_TABLE**2) < 0.25)[number], rectangle, circle)
-
-
-def _cells(
-    rng: Generator, u: Floats, v: Floats, pitch: float, resolution_m: float
-) -> tuple[Integers, Booleans]:
-    """Voronoi cells of a jittered lattice, a narrow margin between them (inside: not in the margin)."""
-    (row, dv), (column, du) = _cell(v / pitch), _cell(u / pitch)
-    jitter = rng.uniform(0.15, 0.85, (2, _TABLE**2)).astype(np.float32)
-    first = np.full_like(u, np.inf)
-    second, parcel = first.copy(), np.zeros(u.shape, np.int64)
-    for i in (-1, 0, 1):
-        for j in (-1, 0, 1):
-            number = _number(row + i, column + j)
-            distance = (jitter[0][number] + j - du) ** 2 + (jitter[1][number] + i - dv) ** 2
-            np.minimum(second, np.maximum(first, distance), out=second)
-            np.copyto(parcel, number, where=distance < first)
-            np.minimum(first, distance, out=first)
-    margin_m = (np.sqrt(second) - np.sqrt(first)) * np.float32(pitch)
-    return parcel, margin_m > max(4.0, 0.9 * resolution_m)
-
-
-def _cell(position: Floats) -> tuple[Integers, Floats]:
-    """Whole and fractional part."""
-    whole = np.floor(position)
-    return whole.astype(np.int64), position - whole
 
 
 def _draw_natural_cover(rng: Generator, layout: RegionLayout, labels: Integers, resolution_m: float) -> None:
@@ -240,12 +147,12 @@ def _draw_water(
     elif kind == "lake":
         centre = rng.uniform(-0.4, 0.4, 2).astype(np.float32) * np.float32(extent)
         radius = rng.uniform(0.12, 0.28) * extent
-        u, v = _rotate(x - centre[0], y - centre[1], rng.uniform(0, np.pi))
+        u, v = rotate(x - centre[0], y - centre[1], rng.uniform(0, np.pi))
         shore = smooth_noise(rng, size, 0.5 * radius / resolution_m, octaves=3)
         depth = radius * (1 + 0.22 * shore) - np.hypot(u, 1.5 * v)
     else:
         shore = smooth_noise(rng, size, 0.25 * extent / resolution_m, octaves=4)
-        depth = _rotate(x, y, rng.uniform(0, 2 * np.pi))[0] + extent * (
+        depth = rotate(x, y, rng.uniform(0, 2 * np.pi))[0] + extent * (
             0.08 * shore + np.float32(rng.uniform(-0.3, 0.05))
         )
     bank_m = {"river": 3.0, "lake": 4.0, "coast": 14.0}[kind]
@@ -271,17 +178,17 @@ def _draw_settlement(
     pitch_w, pitch_u = street + 2 * plot_w, street + layout.plots_per_block * plot_u
     lane = np.round(across / pitch_w)
     side = across - lane * np.float32(pitch_w)  # from the middle of the nearest street
-    block, u = _cell((along + rng.uniform(0, pitch_u)) / pitch_u)
+    block, u = split_cells((along + rng.uniform(0, pitch_u)) / pitch_u)
     u = u * pitch_u - street
     plot = np.floor(u / plot_u)
-    number = _number(
+    number = number_of(
         lane.astype(np.int64) * 2 + (side > 0), block * layout.plots_per_block + plot.astype(np.int64)
     )
     du = u - (plot + 0.5) * plot_u  # from the middle of the plot
     dw = np.abs(side) - (street + plot_w) / 2
 
     radius = max(60.0, rng.uniform(0.22, 0.45) * extent_m)
-    ragged = rng.uniform(0.75, 1.15, _TABLE**2).astype(np.float32)[number] * radius
+    ragged = rng.uniform(0.75, 1.15, TABLE**2).astype(np.float32)[number] * radius
     centre_u = rng.uniform(-0.3, 0.3) * extent_m
     settled = np.hypot(along - du - centre_u, across - np.sign(side) * dw) < ragged
     settled &= (depth < -6.0) & (labels != WATER)
@@ -289,12 +196,12 @@ def _draw_settlement(
 
     low, high = layout.building_fill
     half_u, half_w = (
-        rng.uniform(low, high, _TABLE**2).astype(np.float32)[number] * p / 2 for p in (plot_u, plot_w)
+        rng.uniform(low, high, TABLE**2).astype(np.float32)[number] * p / 2 for p in (plot_u, plot_w)
     )
-    skew = rng.uniform(-layout.building_skew, layout.building_skew, _TABLE**2).astype(np.float32)[number]
+    skew = rng.uniform(-layout.building_skew, layout.building_skew, TABLE**2).astype(np.float32)[number]
     wall = np.maximum(np.abs(du + skew * dw) - half_u, np.abs(dw - skew * du) - half_w)
-    built = settled & ~streets & (u >= 0) & (wall < 0) & (rng.random(_TABLE**2) < 0.85)[number]
-    storeys = rng.integers(layout.storeys[0], layout.storeys[1] + 1, _TABLE**2)[number]
+    built = settled & ~streets & (u >= 0) & (wall < 0) & (rng.random(TABLE**2) < 0.85)[number]
+    storeys = rng.integers(layout.storeys[0], layout.storeys[1] + 1, TABLE**2)[number]
     labels[settled] = BACKGROUND  # yards and gardens
     labels[streets] = ROAD
     labels[built] = BUILDING

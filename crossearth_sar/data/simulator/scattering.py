@@ -1,13 +1,11 @@
-"""Radar backscatter: mean sigma0 by class, band and polarization, texture, geometry, speckle and noise.
+"""Radar backscatter: mean sigma0 by class, band and polarization, texture and geometry.
 
 What: the physical half of the simulator, as functions of arrays. One table holds the mean sigma0 of each
 land-cover class at C band; rules carry it to other bands (roughness against wavelength), incidences and
 regions. `texture` is the gamma texture of the K distribution, `radar_geometry` moves echoes of what stands
-above ground (layover) and removes those of what lies behind it (shadow), and `single_look`, `multi_look` and
-`multi_look_span` draw fully developed speckle over signal plus thermal noise.
+above ground (layover) and removes those of what lies behind it (shadow). Speckle is speckle.py.
 Not here: an electromagnetic solver. The table follows trends of published backscatter statistics and
-surface models to a few dB; it is no measurement of any one sensor. Pixels are speckle-independent: no
-sidelobes, no oversampling.
+surface models to a few dB; it is no measurement of any one sensor.
 
 H W pixels, N channels (HH, HV, VV), C classes. sigma0 without a suffix is linear power.
 """
@@ -20,14 +18,13 @@ from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr
 
-from crossearth_sar.data.simulator.landcover import AGRICULTURAL, Booleans, Floats, Integers, smooth_noise
+from crossearth_sar.data.simulator.landcover import AGRICULTURAL, WATER
+from crossearth_sar.data.simulator.noise import Booleans, Floats, Integers, smooth_noise
 
 Band = Literal["P", "L", "S", "C", "X", "Ka"]
 Polarization = Literal["HH", "HV", "VH", "VV", "full"]
-ComplexImage = NDArray[np.complex64]
 
 FREQUENCY_GHZ: dict[Band, float] = {"P": 0.435, "L": 1.27, "S": 3.2, "C": 5.4, "X": 9.65, "Ka": 35.0}
 """Centre frequency of each band."""
@@ -363,31 +360,33 @@ def add_points(rng: Generator, sigma0: Floats, labels: Integers, gain: Floats, r
             np.add.at(channel, (r, c), part * power)
 
 
-def single_look(rng: Generator, power: Floats) -> ComplexImage:
-    """Fully developed speckle: (H, W) complex circular Gaussian of mean power `power` (signal plus noise)."""
-    parts = rng.standard_normal((*power.shape, 2), dtype=np.float32)
-    parts *= np.sqrt(power / 2)[..., None]
-    return parts.view(np.complex64)[..., 0]
+def with_land_contrast(table: Floats, contrast: float) -> Floats:
+    """The table (N, C) whose classes, but water, keep `contrast` of their dB about the mean of land cover."""
+    land = np.arange(table.shape[1]) != WATER
+    log = np.log(table[:, land])
+    middle = log @ LAND_WEIGHTS
+    changed = table.copy()
+    changed[:, land] = np.exp(middle[:, None] + np.float32(contrast) * (log - middle[:, None]))
+    return changed
 
 
-def multi_look(rng: Generator, power: Floats, looks: int) -> Floats:
-    """(H, W) mean of `looks` independent single-look intensities: gamma of shape L and mean `power`."""
-    unit = rng.standard_gamma(looks, power.shape, dtype=np.float32)
-    return unit * (power / np.float32(looks))
+LAND_WEIGHTS = np.array([0.05, 0.0, 0.2, 0.25, 0.25, 0.25], np.float32)
+"""How much of land, about, is building, road, barren, forest, agricultural and background."""
+
+SEA_SHARE = np.array([1.0, 0.5, 1.0], np.float32)
+"""Of a sea state's dB, what (HH, HV, VV) see: ripples hardly depolarize."""
 
 
-def multi_look_span(rng: Generator, sigma0: Floats, coherence: Floats, nesz: float, looks: int) -> Floats:
-    """(H, W) mean intensity of HH, HV, VH, VV, from sigma0 (N, H, W) and the HH-VV coherence (H, W).
+def sea_gain(rng: Generator, labels: Integers, *, sea_db: float, wind_db: float) -> Floats:
+    """(N, H, W) factor on sigma0 of water: `sea_db` everywhere, and wind patches of `wind_db` rms.
 
-    The trace of a complex Wishart matrix is a sum of independent gammas weighted by the eigenvalues of the
-    covariance. HH and VV give the two of [[hh, c], [c, vv]]; HV and VH share their signal but not their noise
-    and give 2 hv and 0; each channel's noise adds `nesz` to every eigenvalue.
+    A rougher sea is brighter. Patches are as wide as a part of the scene or the whole of it.
     """
-    hh, hv, vv = sigma0
-    noise = np.float32(nesz)
-    centre = (hh + vv) / 2
-    split = np.sqrt(((hh - vv) / 2) ** 2 + coherence**2 * hh * vv)
-    total = multi_look(rng, np.full_like(hh, noise), looks)
-    for eigenvalue in (centre + split, np.maximum(centre - split, 0), 2 * hv):
-        total += multi_look(rng, eigenvalue + noise, looks)
-    return total / np.float32(4)
+    size, water = len(labels), labels == WATER
+    if not water.any():
+        return np.ones((len(SEA_SHARE), 1, 1), np.float32)
+    value_db = np.full(labels.shape, sea_db, np.float32)
+    value_db += np.float32(wind_db) * smooth_noise(rng, size, size * rng.uniform(0.15, 0.9), 3)
+    gain = np.ones((len(SEA_SHARE), *labels.shape), np.float32)
+    gain[:, water] = np.power(np.float32(10), SEA_SHARE[:, None] * value_db[water] / 10)
+    return gain

@@ -1,15 +1,18 @@
 """Simulated SAR scenes with exact labels: the data that comes with the package, made on the fly.
 
 What: `SimulatedScenes(SimulatorConfig(...))` is a dataset of as many labelled scenes as asked for, in any
-region, polarization, band and resolution, and `gap_pair` gives a source and a target domain for each of the
-eight kinds of domain gap of the CrossEarth-SAR benchmarks. So training, evaluation and examples run
-without a download, and a claim about one physical cause can be tested with that cause alone.
+region, polarization, band and resolution, and `gaps.gap_pair` gives a source and a target domain for each
+of the eight kinds of domain gap of the CrossEarth-SAR benchmarks. So training, evaluation and examples run
+without a download, and a claim about one physical cause can be tested with that cause alone. With
+`sensors="wide"` each scene has a sensor and a landscape of its own (sensors.py): what to train on for real
+images, normalised one by one (`normalize: image` of a domain).
 What it is not: a substitute for measured data. Scores on it say that a model learns and adapts, not how well
 it maps a real place.
 
-A scene is drawn in four steps: ground (landcover.py), mean sigma0 with texture, radar geometry, speckle
-over signal plus thermal noise (all scattering.py). The ground is drawn from (seed, index, region, size,
-resolution) alone: two configs that differ in how they look at it see the same places.
+A scene is drawn in five steps: ground (landcover.py or landscape.py), mean sigma0 with texture and relief,
+radar geometry (scattering.py, terrain.py), impulse response and speckle over signal plus thermal noise
+(speckle.py), the form it is delivered in (product.py). The ground is drawn from (seed, index, ground, region,
+size, resolution) alone: two configs that differ in how they look at it see the same places.
 
 H W pixels, N channels (HH, HV, VV). sigma0 and intensity are linear power.
 """
@@ -18,103 +21,42 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crossearth_sar.config import from_mapping, require
+from crossearth_sar.config import require
 from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
-from crossearth_sar.data.sample import ClassTable, Origin, Sample
-from crossearth_sar.data.simulator.landcover import (
-    BUILDING,
-    Floats,
-    Integers,
-    Landcover,
-    draw_landcover,
-)
+from crossearth_sar.data.files.fill import fill_unmeasured
+from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable, Origin, Sample
+from crossearth_sar.data.simulator.config import Part as Part
+from crossearth_sar.data.simulator.config import Region as Region
+from crossearth_sar.data.simulator.config import SimulatorConfig as SimulatorConfig
+from crossearth_sar.data.simulator.gaps import GAP_AXES as GAP_AXES
+from crossearth_sar.data.simulator.gaps import GAP_KINDS as GAP_KINDS
+from crossearth_sar.data.simulator.gaps import gap_pair as gap_pair
+from crossearth_sar.data.simulator.landcover import BUILDING, Landcover, draw_landcover
+from crossearth_sar.data.simulator.landscape import draw_landscape
+from crossearth_sar.data.simulator.noise import Floats, Integers
+from crossearth_sar.data.simulator.product import delivered, swath
 from crossearth_sar.data.simulator.regions import LAYOUTS
 from crossearth_sar.data.simulator.scattering import (
     POINT_GAIN,
     SCATTERING,
-    Band,
-    Polarization,
     add_points,
     double_bounce,
-    multi_look,
-    multi_look_span,
     natural_variation,
     radar_geometry,
+    sea_gain,
     sigma0_table,
-    single_look,
     texture,
+    with_land_contrast,
 )
-from crossearth_sar.errors import InputError, nearest
-
-Region = Literal["temperate_north", "arid_south", "coastal"]
-Part = Literal["amplitude", "real", "imaginary"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimulatorConfig:
-    """What is simulated, and how the radar sees it."""
-
-    length: int = 256
-    """Scenes in the dataset."""
-    image_size: int = 128
-    """Pixels on a side."""
-    seed: int = 0
-    """Another seed, other places."""
-    region: Region = "temperate_north"
-    """Land cover, its shapes and small shifts of its backscatter."""
-    polarization: Polarization = "HH"
-    """One channel, or full: the mean intensity of all four."""
-    band: Band = "C"
-    """Carrier, from P (70 cm) to Ka (9 mm)."""
-    resolution_m: float = 3.0
-    """Ground pixel spacing in metres; objects keep their size in metres."""
-    looks: int = 4
-    """Independent looks averaged in intensity; 1 is single-look complex."""
-    nesz_db: float = -28.0
-    """Noise-equivalent sigma0 in dB: thermal noise added to every pixel."""
-    incidence_deg: float = 38.0
-    """Angle from the vertical; sets layover, shadow and the trend of sigma0."""
-    texture_order: float | None = 6.0
-    """Shape of the K distribution's gamma texture, small is rough; null or inf: none."""
-    part: Part = "amplitude"
-    """The amplitude, or |Re z| or |Im z| of a single-look complex scene: real, imaginary."""
-
-    def __post_init__(self) -> None:
-        for name, hint in (
-            ("region", Region),
-            ("polarization", Polarization),
-            ("band", Band),
-            ("part", Part),
-        ):
-            value = getattr(self, name)
-            require(
-                value in get_args(hint),
-                name,
-                value,
-                " | ".join(get_args(hint)) + nearest(value, get_args(hint)),
-            )
-        for name, least in (("length", 1), ("image_size", 16), ("seed", 0), ("looks", 1)):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= least, name, value, f"a whole number from {least}")
-        require(0.1 <= self.resolution_m <= 100, "resolution_m", self.resolution_m, "0.1 to 100 metres")
-        require(-80 <= self.nesz_db <= 0, "nesz_db", self.nesz_db, "-80 to 0 dB")
-        require(10 <= self.incidence_deg <= 70, "incidence_deg", self.incidence_deg, "10 to 70 degrees")
-        order = self.texture_order
-        require(order is None or order >= 0.1, "texture_order", order, "0.1 or more, or None for no texture")
-        if self.part != "amplitude":
-            require(self.looks == 1, "looks", self.looks, f"1: part={self.part!r} needs a complex scene")
-            require(
-                self.polarization != "full",
-                "polarization",
-                self.polarization,
-                f"one channel: part={self.part!r} needs a phase, and a mean of intensities has none",
-            )
+from crossearth_sar.data.simulator.sensors import draw_sensor
+from crossearth_sar.data.simulator.speckle import imaged, multi_look, multi_look_span, saturated, single_look
+from crossearth_sar.data.simulator.terrain import slope_gain
+from crossearth_sar.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -159,8 +101,9 @@ class SimulatedScene:
 class SimulatedScenes:
     """A `SegmentationDataset` of simulated scenes; `scenes[i]` depends on the config and i alone.
 
-    Samples hold image (1, H, W) float32 linear amplitude, mask (H, W) int64 in 0..6 without ignored pixels,
-    and a name. Nothing is stored: each access draws the scene anew, in about 10 ms at 128 x 128.
+    Samples hold image (1, H, W) float32 linear amplitude, mask (H, W) int64 in 0..6 (255 beyond a
+    swath's edge), and a name. Nothing is stored: each access draws the scene anew, in about 10 ms at 128
+    pixels a side.
     """
 
     classes: ClassTable = SEVEN_CLASSES
@@ -180,37 +123,60 @@ class SimulatedScenes:
         if not 0 <= index < self.config.length:
             raise IndexError(f"scene {index} of {self.config.length}")
         scene, config = simulate(self.config, index), self.config
+        one = f"{config.region}-{config.band}-{config.polarization}"
+        kind = one if config.sensors == "one" else "wide"
         return Sample(
             image=torch.from_numpy(scene.image(config.part))[None],
             mask=torch.from_numpy(scene.mask),
-            name=f"{config.region}-{config.band}-{config.polarization}-{config.seed}-{index:05d}",
+            name=f"{kind}-{config.seed}-{index:05d}",
         )
 
 
 def simulate(config: SimulatorConfig, index: int) -> SimulatedScene:
     """Scene `index` of `config`, any index from 0 (the config's length does not bound it)."""
     require(index >= 0, "index", index, "0 or more")
-    ground = draw_landcover(
-        np.random.default_rng((config.seed, index, 0)),
-        LAYOUTS[config.region],
-        size=config.image_size,
-        resolution_m=config.resolution_m,
-    )
+    if config.sensors == "wide":
+        config = draw_sensor(config, index)
+    rng, size = np.random.default_rng((config.seed, index, 0)), config.image_size
+    if config.ground == "landscape":
+        ground = draw_landscape(rng, config.region, size=size, resolution_m=config.resolution_m)
+    else:
+        ground = draw_landcover(rng, LAYOUTS[config.region], size=size, resolution_m=config.resolution_m)
     return illuminate(config, ground, np.random.default_rng((config.seed, index, 1)))
 
 
 def illuminate(config: SimulatorConfig, ground: Landcover, rng: np.random.Generator) -> SimulatedScene:
     """The image that the radar of `config` takes of any `ground`, say one drawn by hand."""
-    sigma0 = mean_image(config, ground, rng)
-    nesz = np.float32(10 ** (config.nesz_db / 10))
+    sigma0 = saturated(mean_image(config, ground, rng), config.peak_db)
+    sigma0 = imaged(sigma0, config.speckle_correlation)
+    gain, nesz = (np.float32(10 ** (level_db / 10)) for level_db in (config.gain_db, config.nesz_db))
+    if config.gain_db:
+        sigma0, nesz = gain * sigma0, gain * nesz
+    looks, correlation = config.looks, config.speckle_correlation
+    slc = None
     if config.polarization == "full":
         coherence = np.array([row.coherence for row in SCATTERING.values()], np.float32)[ground.labels]
-        intensity = multi_look_span(rng, sigma0, coherence, float(nesz), config.looks)
-        return SimulatedScene(None, intensity, ground.labels)
-    if config.looks == 1:
-        slc = single_look(rng, sigma0[0] + nesz)
-        return SimulatedScene(slc, slc.real**2 + slc.imag**2, ground.labels)
-    return SimulatedScene(None, multi_look(rng, sigma0[0] + nesz, config.looks), ground.labels)
+        intensity = multi_look_span(rng, sigma0, coherence, float(nesz), looks, correlation)
+    elif looks == 1:
+        slc = single_look(rng, sigma0[0] + nesz, correlation)
+        intensity = slc.real**2 + slc.imag**2
+    else:
+        intensity = multi_look(rng, sigma0[0] + nesz, looks, correlation)
+    return _product(config, SimulatedScene(slc, intensity, ground.labels), rng)
+
+
+def _product(config: SimulatorConfig, scene: SimulatedScene, rng: np.random.Generator) -> SimulatedScene:
+    """The scene as it is delivered: form and swath of `config`."""
+    if config.form != "float":
+        scene = replace(scene, slc=None, intensity=delivered(rng, scene.amplitude, config.form) ** 2)
+    if not config.nodata:
+        return scene
+    measured = swath(rng, len(scene.mask), config.nodata)
+    mask = np.where(measured, scene.mask, IGNORE_INDEX)
+    if scene.slc is None:
+        return replace(scene, intensity=fill_unmeasured(scene.intensity[None], measured)[0], mask=mask)
+    slc = fill_unmeasured(scene.slc[None], measured)[0]
+    return SimulatedScene(slc, slc.real**2 + slc.imag**2, mask)
 
 
 def mean_image(config: SimulatorConfig, ground: Landcover, rng: np.random.Generator) -> Floats:
@@ -219,10 +185,19 @@ def mean_image(config: SimulatorConfig, ground: Landcover, rng: np.random.Genera
     table = sigma0_table(band=config.band, region=config.region, incidence_deg=config.incidence_deg).T[
         channels
     ]
-    sigma0 = table[:, ground.labels] * (
-        natural_variation(rng, ground.labels, ground.parcel)
-        * texture(rng, ground.labels, config.texture_order)
-    )
+    if config.land_contrast != 1:
+        table = with_land_contrast(table, config.land_contrast)
+    variation = natural_variation(rng, ground.labels, ground.parcel)
+    variation *= texture(rng, ground.labels, config.texture_order)
+    if ground.state_db is not None:
+        variation *= 10 ** (ground.state_db / 10)
+    if ground.terrain is not None and config.slope_deg:
+        variation *= slope_gain(
+            ground.terrain, slope_deg=config.slope_deg, incidence_deg=config.incidence_deg
+        )
+    sigma0 = table[:, ground.labels] * variation
+    if config.sea_db or config.wind_db:
+        sigma0 *= sea_gain(rng, ground.labels, sea_db=config.sea_db, wind_db=config.wind_db)[channels]
     sigma0 = radar_geometry(
         sigma0,
         ground.height_m,
@@ -234,53 +209,3 @@ def mean_image(config: SimulatorConfig, ground: Landcover, rng: np.random.Genera
     )
     add_points(rng, sigma0, ground.labels, np.array(POINT_GAIN, np.float32)[channels], config.resolution_m)
     return sigma0
-
-
-GAP_KINDS: tuple[str, ...] = (
-    "region",
-    "polarization",
-    "complex",
-    "region+polarization",
-    "region+platform",
-    "region+band",
-    "region+polarization+band",
-    "region+platform+band",
-)
-"""The eight kinds of domain gap of the benchmarks."""
-
-GAP_AXES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "region": ({"region": "temperate_north"}, {"region": "arid_south"}),
-    "polarization": ({"polarization": "VV"}, {"polarization": "full"}),
-    "complex": ({"part": "amplitude"}, {"part": "real"}),
-    "platform": (
-        {"resolution_m": 3.0, "looks": 4, "nesz_db": -28.0, "incidence_deg": 38.0},
-        {"resolution_m": 4.5, "looks": 2, "nesz_db": -22.0, "incidence_deg": 28.0},
-    ),
-    "band": ({"band": "C"}, {"band": "L"}),
-}
-"""The fields behind each axis and their values in the source and the target domain."""
-
-
-def gap_pair(kind: str, **common: Any) -> tuple[SimulatorConfig, SimulatorConfig]:
-    """(source, target) configs that differ in the axes that `kind` names and in nothing else.
-
-    `common` sets fields on both sides. Seeds are equal too, so the axes that leave the ground alone
-    (polarization, complex, band) look at the same places; give the two sides different seeds, with
-    `dataclasses.replace`, where that would be cheating. The complex gap is single-look unless told.
-
-    Raises:
-        InputError: for an unknown kind or field, or a field that `kind` itself sets.
-    """
-    if kind not in GAP_KINDS:
-        raise InputError(f"no gap kind {kind!r}{nearest(kind, GAP_KINDS)}", expected=" | ".join(GAP_KINDS))
-    source, target = (
-        {key: value for axis in kind.split("+") for key, value in GAP_AXES[axis][side].items()}
-        for side in (0, 1)
-    )
-    if taken := sorted(source.keys() & common.keys()):
-        raise InputError(
-            f"{', '.join(taken)} cannot be common to both sides of a {kind!r} gap",
-            fix="leave it out, or build the two configs with SimulatorConfig",
-        )
-    shared = ({"looks": 1} if kind == "complex" else {}) | common
-    return (from_mapping(SimulatorConfig, shared | source), from_mapping(SimulatorConfig, shared | target))

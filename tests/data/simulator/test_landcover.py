@@ -14,8 +14,8 @@ from crossearth_sar.data.simulator.landcover import (
     WATER,
     Landcover,
     draw_landcover,
-    smooth_noise,
 )
+from crossearth_sar.data.simulator.noise import smooth_noise
 from crossearth_sar.data.simulator.regions import LAYOUTS
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
-from crossearth_sar.data.simulator.landcover import BUILDING, FOREST, ROAD, WATER, Floats
+from crossearth_sar.data.simulator.landcover import BUILDING, FOREST, ROAD, WATER
+from crossearth_sar.data.simulator.noise import Floats
 from crossearth_sar.data.simulator.regions import LAYOUTS
 from crossearth_sar.data.simulator.scattering import (
     FREQUENCY_GHZ,
@@ -17,14 +18,12 @@ from crossearth_sar.data.simulator.scattering import (
     add_points,
     double_bounce,
     mean_sigma0_db,
-    multi_look,
-    multi_look_span,
     natural_variation,
     radar_geometry,
     sigma0_table,
-    single_look,
     texture,
 )
+from crossearth_sar.data.simulator.speckle import multi_look, multi_look_span, single_look
 
 
 def floats(*values: float) -> Floats:
