@@ -110,28 +110,24 @@ class ModelConfig:
 
 
 def crossearth_sar_tiny(num_classes: int) -> ModelConfig:
-    """For a laptop and for tests: every part is there; 128-pixel crops, patch 8, LayerScale 1."""
+    """For a laptop: every part is there in small, under 128-pixel crops, patch 8, LayerScale 1.
+
+    From scratch within minutes: hence a convolutional stem, and an FPN instead of Mask2Former, which was a
+    third of a step.
+    """
     return ModelConfig(
         num_classes=num_classes,
         vit=ViTConfig(
-            dim=128,
+            dim=96,
             depth=4,
-            num_heads=4,
+            num_heads=3,
             out_blocks=(0, 1, 2, 3),
             patch_size=8,
+            stem=(16, 32),
             image_size=128,
             layer_scale=1.0,
         ),
-        decoder=DecoderConfig(
-            num_queries=20,
-            channels=64,
-            num_heads=4,
-            pixel_layers=2,
-            pixel_ffn_dim=256,
-            query_layers=3,
-            query_ffn_dim=256,
-            num_points=1024,
-        ),
+        decoder=DecoderConfig(kind="fpn", channels=32, class_weight=1.0, dice_weight=1.0),
         crop_size=128,
         crop_stride=85,
     )

@@ -14,8 +14,12 @@ from crossearth_sar import CrossEarthSAR, build_model
 
 CLASSES = 3
 MICRO: dict[str, Any] = {
-    "vit": {"dim": 32, "num_heads": 2, "image_size": 64},
+    "vit": {"dim": 32, "num_heads": 2, "image_size": 64, "stem": ()},
     "decoder": {
+        "kind": "mask2former",
+        "channels": 64,
+        "class_weight": 2.0,
+        "dice_weight": 5.0,
         "num_queries": 8,
         "num_heads": 2,
         "pixel_layers": 1,

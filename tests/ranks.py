@@ -98,6 +98,7 @@ def micro_run(output: Path, **changes: Any) -> Any:
     from crossearth_sar.config import merge, parse_overrides
     from crossearth_sar.engine.config import simulated_run
 
+    sensor = {"sensors": "one", "resolution_m": 3.0}
     small = {
         "output": str(output),
         "steps": 6,
@@ -105,16 +106,26 @@ def micro_run(output: Path, **changes: Any) -> Any:
         "validate_every": 100,
         "save_every": 100,
         "pictures": 0,
-        "augment": {"crop_size": 64},
+        "augment": {
+            "crop_size": 64,
+            "scale_min": 0.8,
+            "scale_max": 1.25,
+            "gain_db": 1.0,
+            "max_class_share": 0.75,
+        },
         "optim": {"lr": 1e-3, "warmup_steps": 2},
-        "train": {"simulated": {"length": 12, "image_size": 80}},
-        "validation": {"simulated": {"length": 5, "image_size": 64}},
+        "train": {"simulated": {**sensor, "length": 12, "image_size": 80}, "normalize": "domain"},
+        "validation": {"simulated": {**sensor, "length": 5, "image_size": 64}, "normalize": "domain"},
         "unseen": (),
         "model": {
+            "pixel_m": None,
             "crop_size": 64,
             "crop_stride": 64,
-            "vit": {"dim": 32, "num_heads": 2, "patch_size": 16, "image_size": 64},
+            "vit": {"dim": 32, "num_heads": 2, "patch_size": 16, "image_size": 64, "stem": ()},
             "decoder": {
+                "kind": "mask2former",
+                "class_weight": 2.0,
+                "dice_weight": 5.0,
                 "channels": 32,
                 "num_heads": 2,
                 "num_queries": 6,

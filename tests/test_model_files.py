@@ -20,7 +20,7 @@ def test_changes_are_applied_on_top_of_the_preset() -> None:
     assert model.config.moe is not None
     assert (model.config.moe.top_k, model.config.moe.num_experts, model.config.num_classes) == (2, 3, 5)
     assert model.backbone.blocks[3].mlp.experts.w1.shape[0] == 3
-    assert model.config.vit.dim == 128
+    assert model.config.vit.dim == 96
 
 
 def test_unknown_preset_and_unknown_key_name_the_nearest() -> None:

@@ -18,7 +18,7 @@ from crossearth_sar.peft import EarthAdapterConfig
 
 DECODER = {"num_queries": 4, "pixel_layers": 1, "query_layers": 1, "channels": 32, "num_heads": 4}
 TINY: dict[str, Any] = {
-    "vit": {"dim": 32, "num_heads": 2, "image_size": 64},
+    "vit": {"dim": 32, "num_heads": 2, "image_size": 64, "stem": ()},
     "decoder": DECODER,
     "crop_size": 64,
     "crop_stride": 40,

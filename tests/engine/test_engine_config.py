@@ -58,7 +58,7 @@ def test_numbers_that_must_not_be_negative(name: str) -> None:
         replace(simulated_run(), **{name: -1})
 
 
-@pytest.mark.parametrize("name", ["source", "source-heldout"])
+@pytest.mark.parametrize("name", ["sensors", "sensors-heldout"])
 def test_two_domains_of_one_name(name: str) -> None:
     unseen = DomainConfig(name=name, simulated=SimulatorConfig())
     with pytest.raises(InputError, match="distinct names"):

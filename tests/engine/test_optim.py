@@ -14,8 +14,8 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.model import CrossEarthSAR, build_model
 
 SMALL = {
-    "vit": {"dim": 32, "num_heads": 2},
-    "decoder": {"channels": 32, "num_heads": 2, "pixel_layers": 1, "query_layers": 1},
+    "vit": {"dim": 32, "num_heads": 2, "stem": ()},
+    "decoder": {"kind": "mask2former", "channels": 32, "num_heads": 2, "pixel_layers": 1, "query_layers": 1},
 }
 
 

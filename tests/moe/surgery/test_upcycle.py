@@ -17,7 +17,15 @@ CONFIG = ViTConfig(
 )
 MODEL: dict[str, Any] = {
     "vit": {"dim": 32, "num_heads": 2, "image_size": 64},
-    "decoder": {"num_queries": 8, "pixel_layers": 1, "query_layers": 2, "num_points": 64},
+    "decoder": {
+        "kind": "mask2former",
+        "channels": 64,
+        "num_heads": 4,
+        "num_queries": 8,
+        "pixel_layers": 1,
+        "query_layers": 2,
+        "num_points": 64,
+    },
     "crop_size": 64,
     "crop_stride": 40,
 }
