@@ -71,8 +71,9 @@ def fused_descriptor_map(
 def _describe(image_BHW: Tensor, num_bins: int, block_size: int, include_flat: bool) -> tuple[Tensor, Tensor]:
     descriptors_B3, nonfinite_B = _outputs(image_BHW)
     extension = native_extension()
+    options = extension.Options(num_bins, block_size, include_flat)
     extension.describe_cpu(
-        image_batch(image_BHW), extension.Options(num_bins, block_size, include_flat), torch.get_num_threads(),
+        image_batch(image_BHW), options, torch.get_num_threads(),
         descriptors_B3.data_ptr(), nonfinite_B.data_ptr(),
     )  # fmt: skip
     return descriptors_B3, nonfinite_B
@@ -103,8 +104,9 @@ def _describe_map(
 ) -> tuple[Tensor, Tensor]:
     map_B3hw, nonfinite_B = _map_outputs(image_BHW, patch_size)
     extension = native_extension()
+    options = extension.MapOptions(num_bins, patch_size, include_flat)
     extension.describe_map_cpu(
-        image_batch(image_BHW), extension.MapOptions(num_bins, patch_size, include_flat), torch.get_num_threads(),
+        image_batch(image_BHW), options, torch.get_num_threads(),
         map_B3hw.data_ptr(), nonfinite_B.data_ptr(),
     )  # fmt: skip
     return map_B3hw, nonfinite_B

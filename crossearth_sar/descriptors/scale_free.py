@@ -1,8 +1,8 @@
 """The scale-free descriptors in plain torch: the definition that the C++ form agrees with (METHOD sec. 1).
 
-Four numbers that no gain moves, in the order of SCALE_FREE_DESCRIPTORS, of an image or of each of its patches.
-All are ratios of intensities I = |X|^2; nothing absolute is added to one. Not validated: `scale_free_ops` is
-the public door.
+Four numbers that no gain moves, of an image or of each of its patches: direction entropy, looks, correlation,
+variation. All are of ratios of intensities I = |X|^2; nothing absolute is added to one. Not validated:
+`scale_free_ops` is the public door.
 
 B batch, H W pixels, h w patches or blocks, s pixels a side of one, K direction bins.
 """
@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCALE_FREE_DESCRIPTORS = ("direction_entropy", "looks", "correlation", "variation")
 BLOCK = 8
 """Pixels a side of the blocks whose median speaks for an image; smaller images are one block wide or high."""
 MIN_PATCH = 4
@@ -35,8 +34,8 @@ PRIOR = 0.02
 
 
 class BlockValues(NamedTuple):
-    """Of each block, (B, h, w) float64: relative variance, correlation, mean and where that is above 0, and the
-    spread of the logarithms of its quarters' means."""
+    """Of each block, (B, h, w): relative variance, correlation, mean, where that is above 0, and the spread
+    of the logarithms of its quarters' means."""
 
     spread: Tensor
     correlation: Tensor
@@ -115,10 +114,10 @@ def noise_floor(spread: Tensor, correlation: Tensor) -> Tensor:
 
 
 def direction_weights(intensity_BHW: Tensor, floor_B: Tensor) -> Tensor:
-    """(B, K, H // 2, W // 2): by how much each cell's gradient exceeds the floor, in the bin of its direction.
+    """(B, K, H // 2, W // 2): by how much each cell's gradient exceeds the floor, in its direction's bin.
 
     Cells are means of 2 x 2 pixels; a gradient is (right - left) / (right + left) of the sums over three
-    cells, weighted 1 2 1, on either side. A cell with an empty one among it and its eight neighbours has none.
+    cells, weighted 1 2 1, on either side. A cell that is empty, or beside an empty one, has none.
     """
     cells = F.avg_pool2d(intensity_BHW[:, None], 2)
     padded = F.pad(cells, (1, 1, 1, 1), mode="replicate")
@@ -142,7 +141,7 @@ def direction_entropy(weight_BK: Tensor, cells: Tensor) -> Tensor:
 
 
 def _of_image(blocks: BlockValues) -> tuple[Tensor, Tensor, Tensor]:
-    """Medians (the lower, of an even number) and spread of ln mean over the blocks with a measurement, each (B,).
+    """Medians (the lower, of an even number) and spread of ln mean over the measured blocks, each (B,).
 
     Without any: spread 1, a single look; correlation and variation 0.
     """

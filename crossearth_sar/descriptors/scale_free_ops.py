@@ -1,6 +1,6 @@
 """`scale_free_descriptors` and their map: the public door to the descriptors that no gain moves.
 
-On a CPU csrc's form computes them; it has no CUDA half, so that images on a GPU are described in torch, there.
+On a CPU csrc's form computes them. It has no CUDA half: images on a GPU are described there, in torch.
 
 B batch, H W pixels, h w patches.
 """

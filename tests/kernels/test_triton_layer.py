@@ -38,9 +38,9 @@ def step(layer: PhysicsGuidedMoE, x: Tensor, d: Tensor, dy: Tensor) -> dict[str,
 
 def check_agreement(device: str, tolerance: float, **kwargs: object) -> None:
     fast, slow = pair(device, **kwargs)
-    for images, tokens in ((2, 37), (1, 1), (2, 0)):
+    for images, tokens, per_token in ((2, 37, False), (2, 37, True), (1, 1, False), (2, 0, False)):
         x, dy = torch.randn(2, images, tokens, 32, device=device).unbind(0)
-        d = torch.randn(images, 3, device=device)
+        d = torch.randn((images, tokens, 3) if per_token else (images, 3), device=device)
         got, expected = step(fast, x, d, dy), step(slow, x, d, dy)
         assert got.keys() == expected.keys()
         for name, value in expected.items():
