@@ -220,7 +220,7 @@ def main() -> None:
             {"data": "every crop", "of": what[1], "measure": key, "value": value} for key, value in values
         ]
     notes = [
-        f"Crops of {SIDE} pixels, at most {MOST_CROPS} an image and {MOST_IMAGES} images a data set and index; "
+        f"Crops of {SIDE} pixels, at most {MOST_CROPS} an image, {MOST_IMAGES} images a data set and index; "
         f"{FOLDS} folds of whole images (whole scenes for Gaofen-3), neighbours in the list together. Data "
         f"sets of fewer than {FOLDS} such groups are in the last table only.",
         "Eight-bit displays are read as amplitude, which they are not: with them a classifier may tell "
