@@ -101,11 +101,21 @@ def cuda_library_folder() -> str:
 
 extension = Pybind11Extension(
     "crossearth_sar._descriptors",
-    ["csrc/binding.cpp", "csrc/descriptors_cpu.cpp", "csrc/row_kernels.cpp"],
+    [
+        "csrc/binding.cpp",
+        "csrc/descriptors_cpu.cpp",
+        "csrc/row_kernels.cpp",
+        "csrc/scale_free_cpu.cpp",
+        "csrc/scale_free_rows.cpp",
+    ],
     depends=[
         "csrc/descriptor_math.h",
         "csrc/descriptors.h",
         "csrc/row_kernels.h",
+        "csrc/instruction_sets.h",
+        "csrc/scale_free.h",
+        "csrc/scale_free_rows.h",
+        "csrc/tasks.h",
         "csrc/descriptors_cuda.h",
         "csrc/descriptors_kernels.cuh",
     ],

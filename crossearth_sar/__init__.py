@@ -11,7 +11,13 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.version import __version__
 
 if TYPE_CHECKING:
-    from crossearth_sar.descriptors import RunningStandardizer, sar_descriptor_map, sar_descriptors
+    from crossearth_sar.descriptors import (
+        RunningStandardizer,
+        sar_descriptor_map,
+        sar_descriptors,
+        scale_free_descriptor_map,
+        scale_free_descriptors,
+    )
     from crossearth_sar.model import CrossEarthSAR, build_model, load_model, save_model
     from crossearth_sar.moe import PhysicsGuidedMoE, RoutingInfo, replace_ffn
 
@@ -28,10 +34,18 @@ __all__ = [
     "sar_descriptor_map",
     "sar_descriptors",
     "save_model",
+    "scale_free_descriptor_map",
+    "scale_free_descriptors",
 ]
 
 _HOMES = {
-    "descriptors": ("RunningStandardizer", "sar_descriptor_map", "sar_descriptors"),
+    "descriptors": (
+        "RunningStandardizer",
+        "sar_descriptor_map",
+        "sar_descriptors",
+        "scale_free_descriptor_map",
+        "scale_free_descriptors",
+    ),
     "model": ("CrossEarthSAR", "build_model", "load_model", "save_model"),
     "moe": ("PhysicsGuidedMoE", "RoutingInfo", "replace_ffn"),
 }

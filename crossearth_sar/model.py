@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from crossearth_sar.config import from_mapping, merge, to_mapping
 from crossearth_sar.decoder import Decoder, DecoderOutput, make_decoder
-from crossearth_sar.descriptors import RunningStandardizer, sar_descriptors
+from crossearth_sar.descriptors import RunningStandardizer, join_tokens, named_descriptors
 from crossearth_sar.errors import InputError
 from crossearth_sar.ground_scale import average_power, centre_pixels, working_size
 from crossearth_sar.hub import HubFolder
 from crossearth_sar.moe import PhysicsGuidedMoE, RoutingInfo
 from crossearth_sar.network_input import checked_amplitude, network_input, statistics_of
 from crossearth_sar.peft import EarthAdapter
-from crossearth_sar.presets import DESCRIPTOR_ORDER, ModelConfig, MoEConfig, model_preset
+from crossearth_sar.presets import ModelConfig, MoEConfig, model_preset
 from crossearth_sar.pretrained import load_backbone
 from crossearth_sar.spacing import sliding_windows
 from crossearth_sar.vit import DenseFFN, VisionTransformer, ViTOutput
@@ -89,10 +89,9 @@ class CrossEarthSAR(nn.Module, HubFolder):
             strides=config.vit.map_strides,
             num_classes=config.num_classes,
         )
-        names = config.moe.descriptors if config.moe else ()
-        self.descriptor_columns = [DESCRIPTOR_ORDER.index(name) for name in names]
-        standardize = config.moe is not None and config.moe.standardize and bool(names)
-        self.standardizer = RunningStandardizer(len(names)) if standardize else nn.Identity()
+        moe, named = config.moe, len(config.moe.descriptors) if config.moe else 0
+        self.standardizer = _standardizer(moe, named)
+        self.local_standardizer = _standardizer(moe, moe.num_descriptors - named if moe else 0)
         self.class_names: tuple[str, ...] | None = None
         self.palette: tuple[tuple[int, ...], ...] | None = None
 
@@ -157,7 +156,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         pixels = network_input(image_BCHW, db_mean, db_std).to(self.backbone.cls_token.dtype)
         routed = self._descriptors(image_BCHW)
         if routed is not None:  # an infinite pixel is cut like a bright one: only its descriptors tell
-            pixels = pixels + (0 * routed.sum(1)).to(pixels.dtype)[:, None, None, None]
+            pixels = pixels + (0 * routed.flatten(1).sum(1)).to(pixels.dtype)[:, None, None, None]
         return self.backbone(pixels, routed)
 
     def loss(self, output: ModelOutput, mask_BHW: Tensor) -> LossTerms:
@@ -240,10 +239,17 @@ class CrossEarthSAR(nn.Module, HubFolder):
         return scores / hits
 
     def _descriptors(self, image_BCHW: Tensor) -> Tensor | None:
-        if not self.descriptor_columns:
+        """Standardised, (B, P) or, with local physics, (B, T, P); None for routers without physics."""
+        moe = self.config.moe
+        if moe is None or not moe.num_descriptors:
             return None
-        descriptors_BP = sar_descriptors(image_BCHW[:, :1], check_finite=False)
-        return self.standardizer(descriptors_BP[:, self.descriptor_columns])
+        patch = self.config.vit.patch_size if moe.local_physics else None
+        image_BP, tokens_BT4 = named_descriptors(image_BCHW[:, :1], moe.descriptors, patch_size=patch)
+        image_BP = self.standardizer(image_BP)
+        if tokens_BT4 is None:
+            return image_BP
+        local_BT4 = self.local_standardizer(tokens_BT4.flatten(0, 1)).view_as(tokens_BT4)
+        return join_tokens(image_BP, local_BT4)
 
 
 @contextmanager
@@ -383,6 +389,10 @@ def _name_classes(model: CrossEarthSAR, classes: Any, where: Path) -> None:
         ) from error
 
 
+def _standardizer(moe: MoEConfig | None, columns: int) -> nn.Module:
+    return RunningStandardizer(columns) if moe is not None and moe.standardize and columns else nn.Identity()
+
+
 def _sparse_ffn(moe: MoEConfig, dim: int, hidden_dim: int) -> PhysicsGuidedMoE:
     return PhysicsGuidedMoE(
         dim,
@@ -390,7 +400,7 @@ def _sparse_ffn(moe: MoEConfig, dim: int, hidden_dim: int) -> PhysicsGuidedMoE:
         num_experts=moe.num_experts,
         top_k=moe.top_k,
         gate=moe.gate,
-        num_descriptors=len(moe.descriptors),
+        num_descriptors=moe.num_descriptors,
         expert=moe.expert,
         backend=moe.backend,
     )

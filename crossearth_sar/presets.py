@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from crossearth_sar.config import require
 from crossearth_sar.decoder import DecoderConfig
+from crossearth_sar.descriptors import PAPER_DESCRIPTORS, SCALE_FREE_DESCRIPTORS, DescriptorName
+from crossearth_sar.descriptors.scale_free import MIN_PATCH
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.ground_scale import require_pixel_m
 from crossearth_sar.moe import ExpertSpec
 from crossearth_sar.moe.router import Gate
 from crossearth_sar.peft import EarthAdapterConfig
 from crossearth_sar.vit import ViTConfig
-
-DescriptorName = Literal["entropy", "enl", "roughness"]
-DESCRIPTOR_ORDER: tuple[DescriptorName, ...] = ("entropy", "enl", "roughness")
-"""Column order of `sar_descriptors`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +36,13 @@ class MoEConfig:
     expert: ExpertSpec = field(default_factory=ExpertSpec)
     """What an expert is."""
 
-    descriptors: tuple[DescriptorName, ...] = DESCRIPTOR_ORDER
-    """Those the router sees; an empty list for a router without physics."""
+    descriptors: tuple[DescriptorName, ...] = PAPER_DESCRIPTORS
+    """Those of the image that the router sees; an empty list for none. entropy, enl and roughness are the
+    paper's; direction_entropy, looks, correlation and variation are scale-free: no gain moves them (METHOD
+    sec. 1). Both sets may be named, in any order."""
+
+    local_physics: bool = False
+    """Whether the router also sees the scale-free descriptors of each token's own patch."""
 
     standardize: bool = True
     """Running standardisation of the descriptors; false is the paper taken literally."""
@@ -50,6 +52,11 @@ class MoEConfig:
 
     backend: str = "auto"
     """What computes the experts: auto takes the best that works here; `crossearth-sar info` lists them."""
+
+    @property
+    def num_descriptors(self) -> int:
+        """P: columns of the router that are for physics, the image's and then the patch's."""
+        return len(self.descriptors) + (len(SCALE_FREE_DESCRIPTORS) if self.local_physics else 0)
 
     def __post_init__(self) -> None:
         require(self.num_experts >= 1, "moe.num_experts", self.num_experts, "at least 1")
@@ -100,6 +107,12 @@ class ModelConfig:
             "crop_size",
             self.crop_size,
             f"a multiple of the patch size {self.vit.patch_size}",
+        )
+        require(
+            self.moe is None or not self.moe.local_physics or self.vit.patch_size >= MIN_PATCH,
+            "vit.patch_size",
+            self.vit.patch_size,
+            f"{MIN_PATCH} or more with moe.local_physics",
         )
         require(
             1 <= self.crop_stride <= self.crop_size,

@@ -64,12 +64,12 @@ def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0
     """
     path, config = Path(path).expanduser(), _config(model)
     own = _own_config(path)
-    standardizer: dict[str, Tensor] = {}
+    statistics: dict[str, dict[str, Tensor]] = {}
     if own is None:
         state = read_dinov2(path, config.vit)
     else:
         _require_same_function(own, config, path)
-        state, standardizer = _read_own(path, config)
+        state, statistics = _read_own(path, config)
     upcycle = _upcycling(state, config, path, expert_noise, seed)
     backbone = model.backbone
     assert isinstance(backbone, VisionTransformer)
@@ -83,8 +83,8 @@ def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0
         for name, value in (upcycle(part) if upcycle else part).items():
             with torch.no_grad():
                 target[name].copy_(value)
-    if standardizer:
-        model.standardizer.load_state_dict(standardizer)  # type: ignore[union-attr]
+    for name, values in statistics.items():
+        model.get_submodule(name).load_state_dict(values)
 
 
 def _upcycling(
@@ -126,11 +126,13 @@ def _own_config(path: Path) -> ModelConfig | None:
     return from_mapping(ModelConfig, mapping)
 
 
-def _read_own(path: Path, config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _read_own(path: Path, config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """The backbone, and the statistics of each standardizer that `config` has and the weights too."""
     whole = read_state_file(path / "model.safetensors")
-    has_statistics = config.moe is not None and config.moe.standardize and bool(config.moe.descriptors)
-    standardizer = _below("standardizer.", whole) if has_statistics else {}
-    return fit_to_config(_below("backbone.", whole), config.vit), standardizer
+    names = ("standardizer", "local_standardizer") if config.moe and config.moe.standardize else ()
+    found = {name: _below(f"{name}.", whole) for name in names}
+    backbone = fit_to_config(_below("backbone.", whole), config.vit)
+    return backbone, {name: values for name, values in found.items() if values}
 
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,6 +144,7 @@ def _require_same_function(own: ModelConfig, config: ModelConfig, path: Path) ->
     pairs: dict[str, tuple[Any, Any]] = {"vit.num_heads": (own.vit.num_heads, config.vit.num_heads)}
     if own.moe and config.moe:
         pairs["moe.descriptors"] = (own.moe.descriptors, config.moe.descriptors)
+        pairs["moe.local_physics"] = (own.moe.local_physics, config.moe.local_physics)
         pairs["moe.standardize"] = (own.moe.standardize, config.moe.standardize)
         pairs["moe.expert"] = (repr(own.moe.expert.make()), repr(config.moe.expert.make()))
     different = {key: values for key, values in pairs.items() if values[0] != values[1]}

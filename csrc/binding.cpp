@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "descriptors.h"
+#include "scale_free.h"
 #ifdef CROSSEARTH_CUDA
 #include "descriptors_cuda.h"
 #endif
@@ -74,6 +75,17 @@ PYBIND11_MODULE(_descriptors, module) {
             }
             describe_map_cpu(batch, options, threads, reinterpret_cast<float*>(map),
                              reinterpret_cast<std::int64_t*>(nonfinite));
+        },
+        py::call_guard<py::gil_scoped_release>());
+    module.def(
+        "describe_scale_free_cpu",
+        [](const ImageBatch& batch, int patch_size, int threads, std::uintptr_t descriptors, std::uintptr_t map,
+           std::uintptr_t nonfinite) {
+            if (patch_size && (patch_size < kMinPatch || patch_size > std::min(batch.height, batch.width))) {
+                throw std::invalid_argument("patch_size must be 0, or at least 4 and inside the image");
+            }
+            describe_scale_free_cpu(batch, patch_size, threads, reinterpret_cast<float*>(descriptors),
+                                    reinterpret_cast<float*>(map), reinterpret_cast<std::int64_t*>(nonfinite));
         },
         py::call_guard<py::gil_scoped_release>());
 #ifdef CROSSEARTH_CUDA

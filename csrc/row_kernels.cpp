@@ -4,24 +4,7 @@
 #include <cfloat>
 #include <cmath>
 
-// On x86, GCC builds each kernel for three instruction sets and the processor's best is taken. Contraction to
-// fused multiply-adds is off (setup.py), so all three give the same bits. (target_clones would write this for
-// us, but cannot ask for 64-byte vectors.)
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
-#define CROSSEARTH_X86
-#include <immintrin.h>
-#define CROSSEARTH_V4 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")))
-#define CROSSEARTH_V3 __attribute__((target("arch=x86-64-v3")))
-#define CROSSEARTH_KERNEL(RESULT, NAME, PARAMETERS, CALL)   \
-    CROSSEARTH_V4 RESULT NAME##_v4 PARAMETERS { CALL; }     \
-    CROSSEARTH_V3 RESULT NAME##_v3 PARAMETERS { CALL; }     \
-    RESULT NAME##_v1 PARAMETERS { CALL; }                   \
-    constexpr decltype(&NAME##_v1) NAME[] = {NAME##_v1, NAME##_v3, NAME##_v4};
-#else
-#define CROSSEARTH_KERNEL(RESULT, NAME, PARAMETERS, CALL) \
-    RESULT NAME##_v1 PARAMETERS { CALL; }                 \
-    constexpr decltype(&NAME##_v1) NAME[] = {NAME##_v1};
-#endif
+#include "instruction_sets.h"
 
 namespace crossearth {
 
@@ -187,6 +170,8 @@ SlopeTable::SlopeTable(int bins) : num_bins(bins), slopes(bins / 4 - 1) {
 }
 
 int instruction_sets() { return best_instruction_set() + 1; }
+
+int instruction_set_in_use() { return instruction_set; }
 
 void use_instruction_set(int index) { instruction_set = index; }
 

@@ -32,10 +32,11 @@ from bench.experiments.miniature_runs import (
     verdict,
 )
 from bench.speed.harness import markdown_table, write_report
+from crossearth_sar.descriptors import PAPER_DESCRIPTORS
 from crossearth_sar.evaluation.miniature import one_per_gap
 from crossearth_sar.evaluation.registry import paper_methods
 from crossearth_sar.moe.router import GATES
-from crossearth_sar.presets import DESCRIPTOR_ORDER, MoEConfig
+from crossearth_sar.presets import MoEConfig
 
 BASE = MoEConfig()
 
@@ -52,7 +53,7 @@ def axes_around(base: MoEConfig) -> dict[str, dict[str, Setting]]:
             "all": changed(),
             "none": changed(descriptors=()),
             "shuffled between images": Setting(moe=base, shuffled=True),
-            **{f"{name} only": changed(descriptors=(name,)) for name in DESCRIPTOR_ORDER},
+            **{f"{name} only": changed(descriptors=(name,)) for name in PAPER_DESCRIPTORS},
         },
         "balance": {f"weight {base.balance_weight}": changed(), "off": changed(balance_weight=0.0)},
         "experts": {f"n={n}": changed(num_experts=n) for n in (6, 5, 4, 3)},

@@ -25,7 +25,12 @@ from crossearth_sar.config import to_mapping
 from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES, Task
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
-from crossearth_sar.descriptors import RunningStandardizer, sar_descriptors
+from crossearth_sar.descriptors import (
+    SCALE_FREE_DESCRIPTORS,
+    RunningStandardizer,
+    join_tokens,
+    named_descriptors,
+)
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
 from crossearth_sar.evaluation.miniature import (
     SIMULATED_TASKS,
@@ -36,7 +41,7 @@ from crossearth_sar.evaluation.miniature import (
 )
 from crossearth_sar.moe import PhysicsGuidedMoE, RoutingInfo
 from crossearth_sar.network_input import network_input
-from crossearth_sar.presets import DESCRIPTOR_ORDER, MoEConfig
+from crossearth_sar.presets import MoEConfig
 from crossearth_sar.vit import DenseFFN, VisionTransformer, ViTConfig
 
 SCENE = 128
@@ -89,9 +94,12 @@ class Backbone(nn.Module):
     def __init__(self, setting: Setting, budget: Budget) -> None:
         super().__init__()
         moe, self.shuffled = setting.moe, setting.shuffled
-        names = moe.descriptors if moe else ()
-        self.columns = [DESCRIPTOR_ORDER.index(name) for name in names]
-        self.standardizer = RunningStandardizer(len(names)) if names else None
+        self.names = moe.descriptors if moe else ()
+        self.standardizer = RunningStandardizer(len(self.names)) if self.names else nn.Identity()
+        self.local_patch = budget.patch if moe and moe.local_physics else None
+        self.local_standardizer = (
+            RunningStandardizer(len(SCALE_FREE_DESCRIPTORS)) if self.local_patch else nn.Identity()
+        )
         self.vit = VisionTransformer(
             ViTConfig(
                 dim=budget.dim,
@@ -114,12 +122,16 @@ class Backbone(nn.Module):
         return maps, tuple(r for r in output.routing if r is not None)
 
     def _descriptors(self, image_B1HW: Tensor) -> Tensor | None:
-        if self.standardizer is None:
+        if not self.names and self.local_patch is None:
             return None
-        values_BP = self.standardizer(sar_descriptors(image_B1HW, check_finite=False)[:, self.columns])
+        values, tokens_BT4 = named_descriptors(image_B1HW, self.names, patch_size=self.local_patch)
+        values = self.standardizer(values)
+        if tokens_BT4 is not None:
+            local_BT4 = self.local_standardizer(tokens_BT4.flatten(0, 1)).view_as(tokens_BT4)
+            values = join_tokens(values, local_BT4)
         if self.shuffled:  # half a batch away, for neighbours in a list of tiles may be of one scene
-            values_BP = values_BP.roll(len(values_BP) // 2, 0)
-        return values_BP
+            values = values.roll(len(values) // 2, 0)
+        return values
 
 
 class PatchHead(nn.Module):
@@ -262,7 +274,7 @@ def _sparse_ffn(moe: MoEConfig, dim: int, hidden_dim: int) -> PhysicsGuidedMoE:
         hidden_dim,
         num_experts=moe.num_experts,
         top_k=moe.top_k,
-        num_descriptors=len(moe.descriptors),
+        num_descriptors=moe.num_descriptors,
         gate=moe.gate,
         backend=moe.backend,
     )

@@ -1,6 +1,6 @@
 """The descriptors' speed: numpy/scipy, eager torch, torch.compile, ours; log1p alone and a copy as limits.
 
-Beside it the map of every patch's descriptors, eager torch and ours.
+Beside it the map of every patch's descriptors, eager torch and ours, and the scale-free set: image and map.
 
 python -m bench.speed.bench_descriptors [--out bench/reports/descriptors-cpu] [--threads 2] [--device cuda]
 pytest bench/speed/bench_descriptors.py --benchmark-only        one contender each under pytest-benchmark
@@ -20,9 +20,15 @@ from scipy import ndimage
 from torch import Tensor
 
 from bench.speed.harness import require_agreement, time_interleaved, write_report
-from crossearth_sar import sar_descriptor_map, sar_descriptors
+from crossearth_sar import (
+    sar_descriptor_map,
+    sar_descriptors,
+    scale_free_descriptor_map,
+    scale_free_descriptors,
+)
 from crossearth_sar.descriptors.local import reference_descriptor_map
 from crossearth_sar.descriptors.reference import reference_descriptors
+from crossearth_sar.descriptors.scale_free import reference_scale_free
 
 SIZE = 512
 PATCH = 16
@@ -66,6 +72,10 @@ def contenders(image_BHW: Tensor, *, compiled: bool) -> dict[str, Callable[[], A
         calls["numpy/scipy"] = lambda: by_scipy(image_BHW)
         calls["map, eager torch"] = lambda: reference_descriptor_map(image_BHW, PATCH)
         calls["map, ours fused"] = lambda: sar_descriptor_map(image_BHW, PATCH, backend="fused")
+        calls["scale-free, ours fused"] = lambda: scale_free_descriptors(image_BHW, backend="fused")
+        calls["map, scale-free, ours fused"] = lambda: scale_free_descriptor_map(
+            image_BHW, PATCH, backend="fused"
+        )
     if compiled:
         inductor = torch.compile(reference_descriptors)
         calls["torch.compile"] = lambda: inductor(image_BHW)
@@ -76,8 +86,11 @@ def require_all_agree(calls: dict[str, Callable[[], Any]], image_BHW: Tensor) ->
     """Everything against the double-precision reference."""
     double = image_BHW.double()
     whole, patches = reference_descriptors(double), reference_descriptor_map(double, PATCH)
+    free = reference_scale_free(double, PATCH) if any("scale-free" in name for name in calls) else None
     for name, call in calls.items():
-        if name.startswith("map"):
+        if free is not None and "scale-free" in name:
+            require_agreement(name, call(), free[name.startswith("map")], rtol=1e-4, atol=1e-4)
+        elif name.startswith("map"):
             # A pixel of a patch's 256 that rounding moves over an edge shows: entropy apart.
             got = call()
             require_agreement(name, got[:, 0], patches[:, 0], rtol=0, atol=0.03)
@@ -133,14 +146,24 @@ def main() -> None:
         f"{SIZE} x {SIZE} float32, interleaved in one run, medians of {arguments.rounds} rounds.",
         "Outputs agreed with the double-precision reference before any ratio.",
         "Ours includes the check for NaN and inf pixels. A copy reads and writes: it moves twice its GB/s.",
-        f"Rows of the map ({PATCH} x {PATCH} patches) are set against our map, others against our row.",
+        f"Rows of the map ({PATCH} x {PATCH} patches) are set against our map, others against our row; the "
+        "scale-free set against ours of the paper's, though it is another set.",
     ]
     title = f"SAR descriptors on a {'CPU' if arguments.device == 'cpu' else 'GPU'}"
     print(write_report(arguments.out, title, rows, notes))
 
 
 @pytest.mark.parametrize(
-    "name", ["numpy/scipy", "eager torch", "ours, fused", "map, ours fused", "torch.log1p alone", "copy"]
+    "name",
+    [
+        "numpy/scipy",
+        "eager torch",
+        "ours, fused",
+        "map, ours fused",
+        "scale-free, ours fused",
+        "torch.log1p alone",
+        "copy",
+    ],
 )
 def test_descriptors(name: str, benchmark: Any) -> None:
     benchmark(contenders(speckled_images(16), compiled=False)[name])

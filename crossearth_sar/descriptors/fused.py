@@ -36,7 +36,7 @@ def unsupported(image_BHW: Tensor, num_bins: int) -> str | None:
     kind = image_BHW.device.type
     if kind not in ("cpu", "cuda"):
         return f"images on {kind}"
-    if kind == "cuda" and not _extension().has_cuda:
+    if kind == "cuda" and not native_extension().has_cuda:
         return "images on a GPU: the extension was built without CUDA (CROSSEARTH_BUILD=cuda needs nvcc)"
     if num_bins % 4 or num_bins > MAX_BINS:
         return f"num_bins {num_bins}: not divisible by 4, or above {MAX_BINS}"
@@ -57,22 +57,23 @@ def fused_descriptors(
 
     On a GPU asynchronous on the current stream, without synchronisation.
     """
-    return _describe(_readable(image_BHW), num_bins, block_size, flat_pixels == "include")
+    return _describe(readable(image_BHW), num_bins, block_size, flat_pixels == "include")
 
 
 def fused_descriptor_map(
     image_BHW: Tensor, patch_size: int, *, num_bins: int, flat_pixels: str
 ) -> tuple[Tensor, Tensor]:
     """(B, 3, h, w) float32 descriptors of every whole patch and (B,) int64 numbers of NaN or inf pixels."""
-    return _describe_map(_readable(image_BHW), patch_size, num_bins, flat_pixels == "include")
+    return _describe_map(readable(image_BHW), patch_size, num_bins, flat_pixels == "include")
 
 
 @torch.library.custom_op("crossearth_sar::describe", mutates_args=(), device_types="cpu")
 def _describe(image_BHW: Tensor, num_bins: int, block_size: int, include_flat: bool) -> tuple[Tensor, Tensor]:
     descriptors_B3, nonfinite_B = _outputs(image_BHW)
-    extension = _extension()
+    extension = native_extension()
+    options = extension.Options(num_bins, block_size, include_flat)
     extension.describe_cpu(
-        _batch(image_BHW), extension.Options(num_bins, block_size, include_flat), torch.get_num_threads(),
+        image_batch(image_BHW), options, torch.get_num_threads(),
         descriptors_B3.data_ptr(), nonfinite_B.data_ptr(),
     )  # fmt: skip
     return descriptors_B3, nonfinite_B
@@ -81,8 +82,8 @@ def _describe(image_BHW: Tensor, num_bins: int, block_size: int, include_flat: b
 @_describe.register_kernel("cuda")
 def _(image_BHW: Tensor, num_bins: int, block_size: int, include_flat: bool) -> tuple[Tensor, Tensor]:
     descriptors_B3, nonfinite_B = _outputs(image_BHW)
-    extension = _extension()
-    batch, options = _batch(image_BHW), extension.Options(num_bins, block_size, include_flat)
+    extension = native_extension()
+    batch, options = image_batch(image_BHW), extension.Options(num_bins, block_size, include_flat)
     scratch = image_BHW.new_empty(extension.cuda_scratch_bytes(batch, options), dtype=torch.uint8)
     with torch.cuda.device(image_BHW.device):
         stream = torch.cuda.current_stream().cuda_stream
@@ -102,9 +103,10 @@ def _describe_map(
     image_BHW: Tensor, patch_size: int, num_bins: int, include_flat: bool
 ) -> tuple[Tensor, Tensor]:
     map_B3hw, nonfinite_B = _map_outputs(image_BHW, patch_size)
-    extension = _extension()
+    extension = native_extension()
+    options = extension.MapOptions(num_bins, patch_size, include_flat)
     extension.describe_map_cpu(
-        _batch(image_BHW), extension.MapOptions(num_bins, patch_size, include_flat), torch.get_num_threads(),
+        image_batch(image_BHW), options, torch.get_num_threads(),
         map_B3hw.data_ptr(), nonfinite_B.data_ptr(),
     )  # fmt: skip
     return map_B3hw, nonfinite_B
@@ -115,7 +117,8 @@ def _(image_BHW: Tensor, patch_size: int, num_bins: int, include_flat: bool) -> 
     return _map_outputs(image_BHW, patch_size)
 
 
-def _readable(image_BHW: Tensor) -> Tensor:
+def readable(image_BHW: Tensor) -> Tensor:
+    """The image in a pixel type that csrc reads."""
     if image_BHW.dtype in PIXEL_TYPES:
         return image_BHW
     return image_BHW.abs() if image_BHW.is_complex() else image_BHW.double()
@@ -137,11 +140,13 @@ def _outputs(image_BHW: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _batch(image_BHW: Tensor) -> Any:
+def image_batch(image_BHW: Tensor) -> Any:
+    """Pointer, type, sizes and strides, as csrc takes them."""
     kind = PIXEL_TYPES[image_BHW.dtype]
-    return _extension().ImageBatch(image_BHW.data_ptr(), kind, *image_BHW.shape, *image_BHW.stride())
+    return native_extension().ImageBatch(image_BHW.data_ptr(), kind, *image_BHW.shape, *image_BHW.stride())
 
 
 @cache
-def _extension() -> Any:
+def native_extension() -> Any:
+    """The compiled module; backend.py says whether it is there."""
     return importlib.import_module("crossearth_sar._descriptors")

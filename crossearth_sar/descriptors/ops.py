@@ -81,10 +81,10 @@ def sar_descriptors(
     if chosen == "fused":
         descriptors_B3, nonfinite_B = fused_descriptors(image_BHW, **options)
         if check_finite and bool(nonfinite_B.any()):
-            _refuse_nonfinite(image_BHW)
+            refuse_nonfinite(image_BHW)
     else:
         if check_finite:
-            _refuse_nonfinite(image_BHW)
+            refuse_nonfinite(image_BHW)
         descriptors_B3 = reference_descriptors(image_BHW, **options)
     if enl_domain == "linear":
         descriptors_B3[:, 1] = linear_number_of_looks(image_BHW)
@@ -130,10 +130,10 @@ def sar_descriptor_map(
             image_BHW, patch_size, num_bins=num_bins, flat_pixels=flat_pixels
         )
         if check_finite and bool(nonfinite_B.any()):
-            _refuse_nonfinite(image_BHW)
+            refuse_nonfinite(image_BHW)
     else:
         if check_finite:
-            _refuse_nonfinite(image_BHW)
+            refuse_nonfinite(image_BHW)
         map_B3hw = reference_descriptor_map(image_BHW, patch_size, num_bins=num_bins, flat_pixels=flat_pixels)
     if enl_domain == "linear":
         map_B3hw[:, 1] = linear_number_of_looks_map(image_BHW, patch_size)
@@ -159,6 +159,21 @@ def _backend(
 
 
 def _validated(image: Tensor, num_bins: int, block_size: int, flat_pixels: str, enl_domain: str) -> Tensor:
+    image_BHW = validated_image(image)
+    for name, value in (("num_bins", num_bins), ("block_size", block_size)):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} does not fit", got=repr(value), expected="an integer >= 1")
+    if flat_pixels not in ("include", "exclude"):
+        raise InputError(
+            "flat_pixels has no such choice", got=repr(flat_pixels), expected="'include' or 'exclude'"
+        )
+    if enl_domain not in ("log", "linear"):
+        raise InputError("enl_domain has no such choice", got=repr(enl_domain), expected="'log' or 'linear'")
+    return image_BHW
+
+
+def validated_image(image: Tensor) -> Tensor:
+    """The image as (B, H, W); an InputError unless it is one band of at least 3 x 3 pixels."""
     if not isinstance(image, Tensor):
         raise InputError(
             "sar_descriptors reads a torch tensor",
@@ -182,19 +197,11 @@ def _validated(image: Tensor, num_bins: int, block_size: int, flat_pixels: str, 
             got=f"shape {shape}",
             expected=f"H and W of at least {MIN_SIDE}",
         )
-    for name, value in (("num_bins", num_bins), ("block_size", block_size)):
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} does not fit", got=repr(value), expected="an integer >= 1")
-    if flat_pixels not in ("include", "exclude"):
-        raise InputError(
-            "flat_pixels has no such choice", got=repr(flat_pixels), expected="'include' or 'exclude'"
-        )
-    if enl_domain not in ("log", "linear"):
-        raise InputError("enl_domain has no such choice", got=repr(enl_domain), expected="'log' or 'linear'")
     return image
 
 
-def _refuse_nonfinite(image_BHW: Tensor) -> None:
+def refuse_nonfinite(image_BHW: Tensor) -> None:
+    """Raises an InputError that counts NaN and inf pixels and says where the first is."""
     if not (image_BHW.is_floating_point() or image_BHW.is_complex()):
         return
     bad = ~torch.isfinite(image_BHW)

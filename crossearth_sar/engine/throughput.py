@@ -37,7 +37,7 @@ def forward_flop(config: ModelConfig) -> float:
     vit, tokens = config.vit, tokens_per_image(config)
     ffn = 4 * vit.dim * vit.hidden_dim
     if config.moe:
-        width = vit.dim + len(config.moe.descriptors)
+        width = vit.dim + config.moe.num_descriptors
         shapes = config.moe.expert.make().shapes(1, vit.dim, vit.hidden_dim).values()
         expert = 2 * sum(math.prod(shape) for shape in shapes if len(shape) > 2)
         experts = (config.moe.top_k + config.moe.expert.shared) * expert

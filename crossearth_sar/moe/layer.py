@@ -33,7 +33,7 @@ class PhysicsGuidedMoE(nn.Module):
         hidden_dim: of each expert; 4 * dim when not given.
         num_experts: E.
         top_k: experts per token, K.
-        num_descriptors: P, standardised numbers per image that the router sees; 0 for none.
+        num_descriptors: P, standardised numbers per image or per token that the router sees; 0 for none.
         gate: "normalized" (eq. 9) | "straight_through" | "probability", see PhysicsGuidedRouter.
         activation: of the default experts: "gelu" | "gelu_tanh" | "relu".
         expert: what an expert is, its activation included; None is linear, `activation`, linear.
@@ -69,12 +69,13 @@ class PhysicsGuidedMoE(nn.Module):
         self.experts = StackedExperts(num_experts, dim, hidden_dim, spec.make())
         self.shared = SharedExpert(dim, spec.shared * hidden_dim, spec.make()) if spec.shared else None
 
-    def forward(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> tuple[Tensor, RoutingInfo]:
+    def forward(self, x_BTD: Tensor, descriptors: Tensor | None = None) -> tuple[Tensor, RoutingInfo]:
         """Routes every token and runs its experts.
 
         Args:
             x_BTD: (B, T, D) tokens; B and T may be 0.
-            descriptors_BP: (B, P) standardised descriptors; None counts as zeros, their mean.
+            descriptors: standardised, (B, P) of each image or (B, T, P) of each token; None counts as zeros,
+                their mean.
 
         Returns:
             y (B, T, D) and the RoutingInfo of this call; auxiliary losses come from the latter.
@@ -86,7 +87,7 @@ class PhysicsGuidedMoE(nn.Module):
                 expected=f"(B, T, {self.router.dim})",
             )
         backend = self.backend_of(x_BTD)
-        routing = self.router(x_BTD, descriptors_BP, backend)
+        routing = self.router(x_BTD, descriptors, backend)
         plan = backend.make_plan(routing.expert_index, self.router.num_experts)
         gate_BTK = None if self.router.gate_is_one else routing.gate
         x_TD = x_BTD.flatten(0, 1)

@@ -13,7 +13,7 @@ from crossearth_sar.moe.activations import ACTIVATIONS
 from crossearth_sar.moe.layer import PhysicsGuidedMoE
 
 
-def moe_oracle(moe: PhysicsGuidedMoE, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> Tensor:
+def moe_oracle(moe: PhysicsGuidedMoE, x_BTD: Tensor, descriptors: Tensor | None = None) -> Tensor:
     """What `moe(x, descriptors)[0]` must be: eq. (8)-(11) word by word, token by token, in float64."""
     router, experts = moe.router, moe.experts
     w1_EFD, b1_EF, w2_EDF, b2_ED = (p.detach().double() for p in experts.weights().values())
@@ -22,9 +22,9 @@ def moe_oracle(moe: PhysicsGuidedMoE, x_BTD: Tensor, descriptors_BP: Tensor | No
     out_BTD = torch.zeros(x_BTD.shape, dtype=torch.float64)
     for b in range(x_BTD.shape[0]):
         physics_P = torch.zeros(router.num_descriptors, dtype=torch.float64)
-        if descriptors_BP is not None:
-            physics_P = descriptors_BP[b].double()
         for t in range(x_BTD.shape[1]):
+            if descriptors is not None:
+                physics_P = (descriptors[b] if descriptors.ndim == 2 else descriptors[b, t]).double()
             z_D = x_BTD[b, t].detach().double()
             logits_E = router_weight @ torch.cat([z_D, physics_P]) + router_bias
             pi = torch.softmax(logits_E, 0).tolist()

@@ -1,7 +1,7 @@
 """The physics-guided router, METHOD eq. (8)-(10): pi = softmax(W_r [Z || S] + b_r), top-k, gate.
 
-It never concatenates: W_r [Z || S] = W_z Z + W_s S, and S is one row per image, so its product is a bias
-per image on E logits.
+It never concatenates: W_r [Z || S] = W_z Z + W_s S. Where S is one row per image, its product is a bias per
+image on E logits; where it is one per token (local physics), a bias per token.
 
 B batch, T tokens, D dim, P descriptors, E experts, K top-k.
 """
@@ -45,7 +45,7 @@ class RoutingInfo:
 
 
 class PhysicsGuidedRouter(nn.Module):
-    """Chooses K of E experts for every token, from the token and its image's descriptors.
+    """Chooses K of E experts for every token, from the token and the descriptors of its image or its own.
 
     Args:
         dim: D of the tokens.
@@ -83,31 +83,40 @@ class PhysicsGuidedRouter(nn.Module):
         return self.gate == "normalized" and self.top_k == 1
 
     def probability(
-        self, x_BTD: Tensor, descriptors_BP: Tensor | None = None, backend: Backend = REFERENCE
+        self, x_BTD: Tensor, descriptors: Tensor | None = None, backend: Backend = REFERENCE
     ) -> Tensor:
-        """pi of eq. (8): (B, T, E), float32 at least; `descriptors_BP=None` counts as zeros, their mean."""
+        """pi of eq. (8): (B, T, E), float32 at least; without descriptors they count as zeros, their mean."""
         precision = torch.promote_types(x_BTD.dtype, torch.float32)
         weight_ED, weight_EP = self.weight.split([self.dim, self.num_descriptors], dim=1)
-        image_bias_BE = self.bias.to(precision).expand(x_BTD.shape[0], -1)
-        if descriptors_BP is not None and self.num_descriptors:
-            expected = (x_BTD.shape[0], self.num_descriptors)
-            if tuple(descriptors_BP.shape) != expected:
-                raise InputError(
-                    "descriptors do not fit the tokens",
-                    got=f"shape {tuple(descriptors_BP.shape)}",
-                    expected=f"(B, P) = {expected}",
-                    fix="one row per image of the batch",
-                )
-            image_bias_BE = image_bias_BE + F.linear(descriptors_BP.to(precision), weight_EP.to(precision))
-        return backend.router_probability(x_BTD, weight_ED, image_bias_BE)
+        bias_E = self.bias.to(precision)
+        if descriptors is None or not self.num_descriptors:
+            return backend.router_probability(x_BTD, weight_ED, bias_E.expand(x_BTD.shape[0], -1))
+        self._require_fit(descriptors, x_BTD)
+        bias_BE = bias_E + F.linear(descriptors.to(precision), weight_EP.to(precision))
+        if descriptors.ndim == 2:
+            return backend.router_probability(x_BTD, weight_ED, bias_BE)
+        # A bias per token: to a backend every token is then an image of its own.
+        x_T1D, bias_TE = x_BTD.flatten(0, 1)[:, None], bias_BE.flatten(0, 1)
+        return backend.router_probability(x_T1D, weight_ED, bias_TE).view(bias_BE.shape)
+
+    def _require_fit(self, descriptors: Tensor, x_BTD: Tensor) -> None:
+        batch, tokens, _ = x_BTD.shape
+        allowed = ((batch, self.num_descriptors), (batch, tokens, self.num_descriptors))
+        if tuple(descriptors.shape) not in allowed:
+            raise InputError(
+                "descriptors do not fit the tokens",
+                got=f"shape {tuple(descriptors.shape)}",
+                expected=f"(B, P) = {allowed[0]} or (B, T, P) = {allowed[1]}",
+                fix="one row per image of the batch, or one per token",
+            )
 
     def forward(
-        self, x_BTD: Tensor, descriptors_BP: Tensor | None = None, backend: Backend = REFERENCE
+        self, x_BTD: Tensor, descriptors: Tensor | None = None, backend: Backend = REFERENCE
     ) -> RoutingInfo:
-        """Routes (B, T, D) tokens by themselves and their images' (B, P) descriptors."""
+        """Routes (B, T, D) tokens by themselves and descriptors, (B, P) of images or (B, T, P) of tokens."""
         # Under autocast too: a routing in bfloat16 would depend on rounding.
         with torch.autocast(x_BTD.device.type, enabled=False):
-            probability_BTE = self.probability(x_BTD, descriptors_BP, backend)
+            probability_BTE = self.probability(x_BTD, descriptors, backend)
         expert_index_BTK = _top_k(probability_BTE.detach(), self.top_k)
         gate_BTK = _gate(probability_BTE.gather(-1, expert_index_BTK), self.gate)
         counts_E = F.one_hot(expert_index_BTK.flatten(), self.num_experts).sum(0)

@@ -22,7 +22,7 @@ class DenseFFN(nn.Module):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x_BTD: Tensor, descriptors: Tensor | None = None) -> tuple[Tensor, None]:
         """(B, T, D) -> (B, T, D) and no routing; descriptors are not looked at."""
         return self.fc2(F.gelu(self.fc1(x_BTD))), None
 
@@ -41,7 +41,7 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and FFN, each scaled and added: x + ls1 attn(norm1 x), x + ls2 ffn(norm2 x).
 
-    `ffn(x_BTD, descriptors_BP) -> (y_BTD, routing)` is dense or sparse; its routing is handed on.
+    `ffn(x_BTD, descriptors) -> (y_BTD, routing)` is dense or sparse; its routing is handed on.
     """
 
     def __init__(self, dim: int, num_heads: int, ffn: nn.Module, *, layer_scale: float) -> None:
@@ -53,7 +53,7 @@ class Block(nn.Module):
         self.mlp = ffn
         self.ls2 = LayerScale(dim, layer_scale)
 
-    def forward(self, x_BTD: Tensor, descriptors_BP: Tensor | None = None) -> tuple[Tensor, Any]:
+    def forward(self, x_BTD: Tensor, descriptors: Tensor | None = None) -> tuple[Tensor, Any]:
         x_BTD = x_BTD + self.ls1(self.attn(self.norm1(x_BTD)))
-        y_BTD, routing = self.mlp(self.norm2(x_BTD), descriptors_BP)
+        y_BTD, routing = self.mlp(self.norm2(x_BTD), descriptors)
         return x_BTD + self.ls2(y_BTD), routing

@@ -144,8 +144,9 @@ class VisionTransformer(nn.Module):
         self.register_module("adapter", None)
         self._initialise()
 
-    def forward(self, image_B3HW: Tensor, descriptors_BP: Tensor | None = None) -> ViTOutput:
-        """(B, 3, H, W) normalised, H and W multiples of the patch size, and (B, P) descriptors."""
+    def forward(self, image_B3HW: Tensor, descriptors: Tensor | None = None) -> ViTOutput:
+        """(B, 3, H, W) normalised, H and W multiples of the patch size, and descriptors, (B, P) of the
+        images or (B, T, P) of the tokens."""
         patches_BhwD, feature_maps = self.patch_embed(image_B3HW)
         batch, rows, columns, _ = patches_BhwD.shape
         x_BTD = torch.cat([self.cls_token.expand(batch, -1, -1), patches_BhwD.flatten(1, 2)], dim=1)
@@ -153,9 +154,9 @@ class VisionTransformer(nn.Module):
         routing = []
         for index, block in enumerate(self.blocks):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BTD, block_routing = checkpoint(block, x_BTD, descriptors_BP, use_reentrant=False)
+                x_BTD, block_routing = checkpoint(block, x_BTD, descriptors, use_reentrant=False)
             else:
-                x_BTD, block_routing = block(x_BTD, descriptors_BP)
+                x_BTD, block_routing = block(x_BTD, descriptors)
             routing.append(block_routing)
             if self.adapter is not None:
                 x_BTD = self.adapter(index, x_BTD, (rows, columns))

@@ -48,6 +48,8 @@ def test_descriptor_benchmark(tmp_path: Path) -> None:
         "copy",
         "map, eager torch",
         "map, ours fused",
+        "scale-free, ours fused",
+        "map, scale-free, ours fused",
     }
     origin = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["provenance"]
     assert {"device", "torch", "commit", "date"} <= set(origin)
@@ -67,6 +69,32 @@ def test_table_of_an_index(tmp_path: Path) -> None:
         slc, db = csv.DictReader(file)
     assert slc["ENL of intensity"] == db["ENL of intensity"]
     assert 0.8 < float(slc["ENL of intensity"]) < 1.2
+
+
+def test_sensors_told_apart_by_their_looks(tmp_path: Path) -> None:
+    """Two simulated sensors of one and of eight looks, at any gain: only the scale-free set is sure of it."""
+    generator = np.random.default_rng(0)
+    lines = ["image,dataset,sensor,band,polarization,region,values"]
+    for name, looks in (("one", 1), ("eight", 8)):
+        for number in range(6):
+            power = generator.gamma(looks, 10.0 ** generator.uniform(-2, 2) / looks, (128, 256))
+            np.save(tmp_path / f"{name}{number}.npy", power.astype(np.float32))
+            lines.append(f"{name}{number}.npy,{name},X,C,HH,here,float32 intensity")
+    (tmp_path / "index.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    run(
+        "experiments.tell_sensors_apart",
+        "--index",
+        str(tmp_path / "index.csv"),
+        "--out",
+        str(tmp_path / "out"),
+    )
+    with (tmp_path / "out" / "results.csv").open(encoding="utf-8") as file:
+        found = {(row["data"], row["of"], row["measure"]): row["value"] for row in csv.DictReader(file)}
+    free = ("all data sets", "scale-free four")
+    assert float(found[*free, "balanced accuracy, %"]) > 95
+    assert float(found[*free, "the same with gains of 0.1 .. 10, %"]) > 95
+    moved = "most a gain of 0.01 or 100 moves it"
+    assert float(found["every crop", "looks", moved]) < 1e-3 < float(found["every crop", "enl", moved])
 
 
 def test_no_ratio_for_what_disagrees() -> None:

@@ -129,13 +129,13 @@ def test_a_run_ends_with_numbers_and_pictures(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir()}
     assert {
         "metrics.json", "report.md", "train.csv", "validation.csv", "config.yaml", "curves.png", "model",
-        "predictions-source-heldout.png", "predictions-unseen.png", "experts-source-heldout.png",
+        "predictions-sensors-heldout.png", "predictions-unseen.png", "experts-sensors-heldout.png",
         "tensorboard",
     } <= names  # fmt: skip
     metrics = json.loads((uninterrupted / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["ep_size"] == 2
     assert metrics["steps"] == 12
-    for domain in ("source-heldout", "unseen"):
+    for domain in ("sensors-heldout", "unseen"):
         assert 0 <= metrics["domains"][domain]["model"]["miou"] <= 1
         assert set(metrics["domains"][domain]["model"]["iou"]) == set(metrics["classes"])
         assert metrics["domains"][domain]["majority"]["miou"] > 0

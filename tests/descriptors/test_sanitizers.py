@@ -13,6 +13,8 @@ SOURCES = [
     ROOT / "tests/native/fuzz_descriptors.cpp",
     ROOT / "csrc/descriptors_cpu.cpp",
     ROOT / "csrc/row_kernels.cpp",
+    ROOT / "csrc/scale_free_cpu.cpp",
+    ROOT / "csrc/scale_free_rows.cpp",
 ]
 FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fopenmp"]
 

@@ -55,6 +55,17 @@ def interpreted_layer_agrees_with_the_reference() -> None:
     check_agreement("cpu", 2e-5, gate="straight_through", activation="gelu_tanh", num_experts=3)
 
 
+def interpreted_descriptors_of_each_token() -> None:
+    """Every token is an image of its own to the kernel; gradients to 1e-5 of their tensor's length."""
+    fast, slow = pair(gate="straight_through")
+    x, dy = torch.randn(2, 2, 37, 32).unbind(0)
+    d = torch.randn(2, 37, 3)
+    got, expected = step(fast, x, d, dy), step(slow, x, d, dy)
+    assert torch.equal(got.pop("expert_index"), expected.pop("expert_index"))
+    for name, value in expected.items():
+        assert float((got[name] - value).norm()) <= 1e-5 * float(value.norm()), name
+
+
 def interpreted_rows_already_grouped() -> None:
     fast, _ = pair()
     x, index = torch.randn(19, 32), torch.randint(0, 6, (1, 19, 1))

@@ -28,6 +28,13 @@ def test_agrees_with_the_oracle(shape: tuple[int, int], top_k: int, gate: str) -
     torch.testing.assert_close(y.double(), moe_oracle(layer, x, d), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 17), (1, 1), (0, 4), (2, 0)])
+def test_descriptors_per_token_agree_with_the_oracle(shape: tuple[int, int]) -> None:
+    layer = make()
+    x, d = torch.randn(*shape, 16), torch.randn(*shape, 3)
+    torch.testing.assert_close(layer(x, d)[0].double(), moe_oracle(layer, x, d), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
 def test_activations(activation: str) -> None:
     layer, x = make(activation=activation), torch.randn(1, 9, 16)

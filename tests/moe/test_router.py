@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from crossearth_sar.errors import InputError
+from crossearth_sar.moe.backends import BACKENDS, REFERENCE, Backend
 from crossearth_sar.moe.router import GATES, PhysicsGuidedRouter
 
 
@@ -21,6 +22,21 @@ def test_probabilities_equal_those_of_the_concatenation() -> None:
     joined = torch.cat([x, d[:, None].expand(-1, 5, -1)], dim=-1)
     expected = (joined @ router.weight.T + router.bias).softmax(-1)
     torch.testing.assert_close(router.probability(x, d), expected)
+
+
+@pytest.mark.parametrize("backend", [REFERENCE, BACKENDS["grouped_mm"]])
+def test_descriptors_per_token_equal_the_concatenation_too(backend: Backend) -> None:
+    router, x, d = make(), torch.randn(3, 5, 8), torch.randn(3, 5, 3)
+    expected = (torch.cat([x, d], dim=-1) @ router.weight.T + router.bias).softmax(-1)
+    got = router.probability(x, d, backend)
+    torch.testing.assert_close(got, expected)
+    by_image = router.probability(x, d[:, 0])
+    torch.testing.assert_close(router.probability(x, d[:, :1].expand(-1, 5, -1)), by_image)
+    weight = torch.randn_like(got)
+    gradients = [torch.autograd.grad((pi * weight).sum(), router.weight)[0] for pi in (got, expected)]
+    torch.testing.assert_close(*gradients)
+    assert router.probability(x[:0], d[:0]).shape == (0, 5, 6)
+    assert router.probability(x[:, :0], d[:, :0]).shape == (3, 0, 6)
 
 
 def test_descriptors_of_one_image_do_not_reach_another() -> None:
@@ -115,6 +131,8 @@ def test_no_descriptors_and_none_given_count_as_zeros() -> None:
 def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(InputError, match="one row per image"):
         make()(torch.randn(2, 5, 8), torch.randn(3, 3))
+    with pytest.raises(InputError, match="or one per token"):
+        make()(torch.randn(2, 5, 8), torch.randn(2, 4, 3))
     for arguments in ({"top_k": 7}, {"top_k": 0}, {"gate": "hard"}):
         with pytest.raises(InputError):
             make(**arguments)  # type: ignore[arg-type]

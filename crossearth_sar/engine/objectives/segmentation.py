@@ -147,6 +147,7 @@ class Segmentation(Objective):
         if self.config.mode != "full":
             model.backbone.eval()
             model.standardizer.eval()
+            model.local_standardizer.eval()
 
     def score(self, model: nn.Module) -> dict[str, float]:
         assert isinstance(model, CrossEarthSAR)
