@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossearth_sar.config import from_mapping, merge, to_mapping
-from crossearth_sar.decoder import Decoder, DecoderOutput, make_decoder
+from crossearth_sar.decoder import Decoder, make_decoder
 from crossearth_sar.descriptors import RunningStandardizer, join_tokens, named_descriptors
 from crossearth_sar.errors import InputError
 from crossearth_sar.ground_scale import average_power, centre_pixels, working_size
 from crossearth_sar.hub import HubFolder
-from crossearth_sar.moe import PhysicsGuidedMoE, RoutingInfo
+from crossearth_sar.model_output import LossTerms, ModelOutput
+from crossearth_sar.moe import PhysicsGuidedMoE
 from crossearth_sar.network_input import checked_amplitude, network_input, statistics_of
 from crossearth_sar.peft import EarthAdapter
 from crossearth_sar.presets import ModelConfig, MoEConfig, model_preset
@@ -47,25 +47,6 @@ __all__ = [
 ]
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
-
-
-@dataclass(frozen=True)
-class ModelOutput:
-    """decoder: its logits; routing: one RoutingInfo per block, empty for a dense model."""
-
-    decoder: DecoderOutput
-    routing: tuple[RoutingInfo, ...]
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """total = segmentation + balance; parts: the segmentation loss by kind (class, mask, dice;
-    of an FPN class and dice)."""
-
-    total: Tensor
-    segmentation: Tensor
-    balance: Tensor
-    parts: Mapping[str, Tensor]
 
 
 class CrossEarthSAR(nn.Module, HubFolder):

@@ -24,7 +24,7 @@ FLOORS = [
     {"backend", "convolution", "network_input", "provenance", "device"},
     {"descriptors", "moe", "data"},
     {"vit", "decoder", "peft"},
-    {"presets", "hub"},
+    {"presets", "hub", "model_output"},
     {"pretrained"},
     {"model"},
     {"pseudo_labels"},
