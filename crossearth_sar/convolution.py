@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-NORM_GROUPS = 4
-"""Of the convolutions' norms."""
 
+def conv_gelu(in_channels: int, width: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    """A 3x3 convolution that keeps the variance of what it is given (He et al. 2015), and GELU.
 
-def conv_norm_gelu(in_channels: int, width: int, stride: int = 1) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """A 3x3 convolution, a norm over groups of the image's own channels, which knows no batch, and GELU.
-
-    So a step on a part of a batch is a part of the step on the batch, however ranks share it.
+    Without a norm: over an image's own pixels one takes away its level, and how dark a window is beside its
+    image is what tells water; over a batch one makes a step depend on how ranks share it. A handful of
+    convolutions trains without.
     """
-    convolution = nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False)
-    return convolution, nn.GroupNorm(NORM_GROUPS, width), nn.GELU()
+    convolution = nn.Conv2d(in_channels, width, 3, stride=stride, padding=1)
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return convolution, nn.GELU()

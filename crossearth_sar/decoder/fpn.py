@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossearth_sar.config import require
-from crossearth_sar.convolution import conv_norm_gelu
+from crossearth_sar.convolution import conv_gelu
 from crossearth_sar.decoder.base import Decoder
 from crossearth_sar.decoder.config import DecoderConfig
 
@@ -59,7 +59,7 @@ class FPNDecoder(Decoder):
             for level, wide in enumerate(widths[1:], start=1)
         )
         self.narrow = nn.ModuleList(nn.Conv2d(wide, narrow, 1) for wide, narrow in pairwise(widths))
-        self.smooth = nn.ModuleList(nn.Sequential(*conv_norm_gelu(wide, wide)) for wide in widths[1:])
+        self.smooth = nn.ModuleList(nn.Sequential(*conv_gelu(wide, wide)) for wide in widths[1:])
         self.classify = nn.Conv2d(widths[-1], num_classes, 1)
 
     def forward(self, feature_maps: list[Tensor]) -> PixelOutput:

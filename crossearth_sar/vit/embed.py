@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossearth_sar.convolution import conv_norm_gelu
+from crossearth_sar.convolution import conv_gelu
 from crossearth_sar.errors import InputError
 
 
 class ConvStage(nn.Sequential):
-    """(B, C, H, W) -> (B, width, H / 2, W / 2): two 3x3 convolutions, each normalised in groups, GELU."""
+    """(B, C, H, W) -> (B, width, H / 2, W / 2): two 3x3 convolutions."""
 
     def __init__(self, in_channels: int, width: int) -> None:
-        super().__init__(*conv_norm_gelu(in_channels, width, stride=2), *conv_norm_gelu(width, width))
+        super().__init__(*conv_gelu(in_channels, width, stride=2), *conv_gelu(width, width))
 
 
 class PatchEmbed(nn.Module):

@@ -41,8 +41,8 @@ class ViTConfig:
     """Side of a patch, pixels."""
 
     stem: tuple[int, ...] = ()
-    """Widths of convolutional stages before the patch projection, each halving the side: multiples of 4.
-    Empty is DINOv2; a small model from scratch learns edges sooner with one."""
+    """Widths of convolutional stages before the patch projection, each halving the side. Empty is
+    DINOv2; a small model from scratch learns edges sooner with one."""
 
     image_size: int = 512
     """Pixels of the square input whose patch grid the stored position embedding has; other sizes are
@@ -73,7 +73,7 @@ class ViTConfig:
             self.image_size,
             f"a multiple of patch_size {self.patch_size}",
         )
-        require(all(w >= 4 and w % 4 == 0 for w in self.stem), "vit.stem", self.stem, "multiples of 4")
+        require(all(width >= 1 for width in self.stem), "vit.stem", self.stem, "widths of at least 1")
         require(
             self.patch_size % 2 ** len(self.stem) == 0,
             "vit.stem",

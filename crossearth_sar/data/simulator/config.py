@@ -58,12 +58,17 @@ class SimulatorConfig:
     """A rough sea: added to the co-polarized sigma0 of water, dB; half to the cross-polarized."""
     wind_db: float = 0.0
     """Standard deviation of wind patches on water, dB."""
+    slicks_db: float = 0.0
+    """How much darker filaments of oil or calm are than the water around them, dB; 0: none."""
     gain_db: float = 0.0
     """Calibration offset of the whole image, dB."""
     form: Form = "float"
     """How values come: byte_amplitude and byte_db clip and quantise; byte_display is a stretched copy."""
     nodata: float = 0.0
     """Share of a scene beyond the swath's slanted edge, 0 to 0.9: ignored in the mask."""
+    surroundings: float = 0.0
+    """Share of ground outside the scene in its dB statistics, 0 to 0.95: a scene is a part of an image.
+    Above 0 a sample carries these statistics."""
     sensors: Literal["one", "wide"] = "one"
     """wide: each scene draws its own sensor and landscape; resolution_m is the middle of their pixels."""
     part: Part = "amplitude"
@@ -120,7 +125,9 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "land_contrast": (0, 2, ""),
     "sea_db": (-10, 20, "dB"),
     "wind_db": (0, 10, "dB"),
+    "slicks_db": (0, 20, "dB"),
     "gain_db": (-60, 60, "dB"),
+    "surroundings": (0, 0.95, ""),
     "nodata": (0, 0.9, ""),
 }
 """Fields that are a number: least, greatest, unit."""

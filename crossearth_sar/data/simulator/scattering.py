@@ -22,6 +22,7 @@ from scipy.special import gammaincinv, ndtr
 
 from crossearth_sar.data.simulator.landcover import AGRICULTURAL, WATER
 from crossearth_sar.data.simulator.noise import Booleans, Floats, Integers, smooth_noise
+from crossearth_sar.data.simulator.water import slicks
 
 Band = Literal["P", "L", "S", "C", "X", "Ka"]
 Polarization = Literal["HH", "HV", "VH", "VV", "full"]
@@ -377,16 +378,21 @@ SEA_SHARE = np.array([1.0, 0.5, 1.0], np.float32)
 """Of a sea state's dB, what (HH, HV, VV) see: ripples hardly depolarize."""
 
 
-def sea_gain(rng: Generator, labels: Integers, *, sea_db: float, wind_db: float) -> Floats:
-    """(N, H, W) factor on sigma0 of water: `sea_db` everywhere, and wind patches of `wind_db` rms.
+def sea_gain(
+    rng: Generator, labels: Integers, *, sea_db: float, wind_db: float, slicks_db: float = 0.0
+) -> Floats:
+    """(N, H, W) factor on sigma0 of water: `sea_db` everywhere, wind patches of `wind_db` rms, and slicks.
 
-    A rougher sea is brighter. Patches are as wide as a part of the scene or the whole of it.
+    A rougher sea is brighter. Patches are as wide as a part of the scene or the whole of it. Slicks, of oil
+    or of calm, are filaments along the level lines of a stretched field, `slicks_db` darker.
     """
     size, water = len(labels), labels == WATER
     if not water.any():
         return np.ones((len(SEA_SHARE), 1, 1), np.float32)
     value_db = np.full(labels.shape, sea_db, np.float32)
     value_db += np.float32(wind_db) * smooth_noise(rng, size, size * rng.uniform(0.15, 0.9), 3)
+    if slicks_db:
+        value_db -= np.float32(slicks_db) * slicks(rng, size)
     gain = np.ones((len(SEA_SHARE), *labels.shape), np.float32)
     gain[:, water] = np.power(np.float32(10), SEA_SHARE[:, None] * value_db[water] / 10)
     return gain

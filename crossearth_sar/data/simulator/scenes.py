@@ -20,6 +20,7 @@ H W pixels, N channels (HH, HV, VV). sigma0 and intensity are linear power.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,6 +57,7 @@ from crossearth_sar.data.simulator.scattering import (
 from crossearth_sar.data.simulator.sensors import draw_sensor
 from crossearth_sar.data.simulator.speckle import imaged, multi_look, multi_look_span, saturated, single_look
 from crossearth_sar.data.simulator.terrain import slope_gain
+from crossearth_sar.decibels import db_statistics
 from crossearth_sar.errors import InputError
 
 
@@ -67,11 +69,14 @@ class SimulatedScene:
     intensity: (H, W) float32, sigma0 plus noise with speckle, linear; |slc|^2 where there is one.
     mask: (H, W) int64, index into SEVEN_CLASSES, of the ground below, also in layover and shadow: that is
         how maps drawn over optical images label them.
+    db_mean, db_std: of the image that the scene is a part of, where its config has `surroundings`.
     """
 
     slc: NDArray[np.complex64] | None
     intensity: Floats
     mask: Integers
+    db_mean: float | None = None
+    db_std: float | None = None
 
     @property
     def amplitude(self) -> Floats:
@@ -122,14 +127,18 @@ class SimulatedScenes:
         index = operator.index(index)
         if not 0 <= index < self.config.length:
             raise IndexError(f"scene {index} of {self.config.length}")
-        scene, config = simulate(self.config, index), self.config
+        config = self.config
+        scene = simulate(config, index)
         one = f"{config.region}-{config.band}-{config.polarization}"
         kind = one if config.sensors == "one" else "wide"
-        return Sample(
+        sample = Sample(
             image=torch.from_numpy(scene.image(config.part))[None],
             mask=torch.from_numpy(scene.mask),
             name=f"{kind}-{config.seed}-{index:05d}",
         )
+        if scene.db_mean is not None and scene.db_std is not None:
+            sample["db_mean"], sample["db_std"] = torch.tensor([scene.db_mean]), torch.tensor([scene.db_std])
+        return sample
 
 
 def simulate(config: SimulatorConfig, index: int) -> SimulatedScene:
@@ -137,16 +146,26 @@ def simulate(config: SimulatorConfig, index: int) -> SimulatedScene:
     require(index >= 0, "index", index, "0 or more")
     if config.sensors == "wide":
         config = draw_sensor(config, index)
-    rng, size = np.random.default_rng((config.seed, index, 0)), config.image_size
+    scene, around = _seen(config, index, 0), None
+    if config.surroundings:
+        half = replace(config, image_size=max(config.image_size // 2, 16))
+        around = [_seen(half, index, place) for place in (1, 2)]
+    return _product(config, scene, around, np.random.default_rng((config.seed, index, 4)))
+
+
+def _seen(config: SimulatorConfig, index: int, place: int) -> SimulatedScene:
+    """Before delivery: scene `index`, place 0, or ground of the same image elsewhere."""
+    rng, size = np.random.default_rng((config.seed, index, 0, place)[: 3 + (place > 0)]), config.image_size
     if config.ground == "landscape":
         ground = draw_landscape(rng, config.region, size=size, resolution_m=config.resolution_m)
     else:
         ground = draw_landcover(rng, LAYOUTS[config.region], size=size, resolution_m=config.resolution_m)
-    return illuminate(config, ground, np.random.default_rng((config.seed, index, 1)))
+    radar = np.random.default_rng((config.seed, index, 1, place)[: 3 + (place > 0)])
+    return illuminate(config, ground, radar)
 
 
 def illuminate(config: SimulatorConfig, ground: Landcover, rng: np.random.Generator) -> SimulatedScene:
-    """The image that the radar of `config` takes of any `ground`, say one drawn by hand."""
+    """The image that the radar of `config` takes of any `ground`, say one drawn by hand; before delivery."""
     sigma0 = saturated(mean_image(config, ground, rng), config.peak_db)
     sigma0 = imaged(sigma0, config.speckle_correlation)
     gain, nesz = (np.float32(10 ** (level_db / 10)) for level_db in (config.gain_db, config.nesz_db))
@@ -162,13 +181,30 @@ def illuminate(config: SimulatorConfig, ground: Landcover, rng: np.random.Genera
         intensity = slc.real**2 + slc.imag**2
     else:
         intensity = multi_look(rng, sigma0[0] + nesz, looks, correlation)
-    return _product(config, SimulatedScene(slc, intensity, ground.labels), rng)
+    return SimulatedScene(slc, intensity, ground.labels)
 
 
-def _product(config: SimulatorConfig, scene: SimulatedScene, rng: np.random.Generator) -> SimulatedScene:
-    """The scene as it is delivered: form and swath of `config`."""
+def _product(
+    config: SimulatorConfig,
+    scene: SimulatedScene,
+    around: Sequence[SimulatedScene] | None,
+    rng: np.random.Generator,
+) -> SimulatedScene:
+    """The scene as it is delivered: form and swath of `config`, and the statistics of the whole image."""
+    whole = [scene, *(around or ())]
     if config.form != "float":
-        scene = replace(scene, slc=None, intensity=delivered(rng, scene.amplitude, config.form) ** 2)
+        pixels = np.concatenate([part.amplitude.ravel() for part in whole])
+        forms = np.split(
+            delivered(rng, pixels, config.form), np.cumsum([part.mask.size for part in whole])[:-1]
+        )
+        whole = [
+            replace(part, slc=None, intensity=(form**2).reshape(part.mask.shape))
+            for part, form in zip(whole, forms, strict=True)
+        ]
+    scene, *around = whole
+    if around:
+        mean, std = _statistics(scene, around, config.surroundings)
+        scene = replace(scene, db_mean=mean, db_std=std)
     if not config.nodata:
         return scene
     measured = swath(rng, len(scene.mask), config.nodata)
@@ -176,7 +212,18 @@ def _product(config: SimulatorConfig, scene: SimulatedScene, rng: np.random.Gene
     if scene.slc is None:
         return replace(scene, intensity=fill_unmeasured(scene.intensity[None], measured)[0], mask=mask)
     slc = fill_unmeasured(scene.slc[None], measured)[0]
-    return SimulatedScene(slc, slc.real**2 + slc.imag**2, mask)
+    return replace(scene, slc=slc, intensity=slc.real**2 + slc.imag**2, mask=mask)
+
+
+def _statistics(scene: SimulatedScene, around: Sequence[SimulatedScene], share: float) -> tuple[float, float]:
+    """Mean and standard deviation in dB of an image of which `share` looks like `around`."""
+    (own_mean, own_std), (mean, std) = (
+        map(float, db_statistics(torch.from_numpy(pixels)[None, None, None]))
+        for pixels in (scene.amplitude.ravel(), np.concatenate([part.amplitude.ravel() for part in around]))
+    )
+    middle = (1 - share) * own_mean + share * mean
+    square = (1 - share) * (own_std**2 + own_mean**2) + share * (std**2 + mean**2)
+    return middle, max(square - middle**2, 1e-6) ** 0.5
 
 
 def mean_image(config: SimulatorConfig, ground: Landcover, rng: np.random.Generator) -> Floats:
@@ -196,8 +243,9 @@ def mean_image(config: SimulatorConfig, ground: Landcover, rng: np.random.Genera
             ground.terrain, slope_deg=config.slope_deg, incidence_deg=config.incidence_deg
         )
     sigma0 = table[:, ground.labels] * variation
-    if config.sea_db or config.wind_db:
-        sigma0 *= sea_gain(rng, ground.labels, sea_db=config.sea_db, wind_db=config.wind_db)[channels]
+    if config.sea_db or config.wind_db or config.slicks_db:
+        sea = {"sea_db": config.sea_db, "wind_db": config.wind_db, "slicks_db": config.slicks_db}
+        sigma0 *= sea_gain(rng, ground.labels, **sea)[channels]
     sigma0 = radar_geometry(
         sigma0,
         ground.height_m,

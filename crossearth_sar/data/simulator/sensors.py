@@ -59,6 +59,7 @@ def _scene(rng: Generator) -> dict[str, Any]:
         "land_contrast": float(rng.uniform(0.2, 1.0)),
         "sea_db": float(rng.choice([rng.uniform(-3, 2), rng.uniform(0.5, 4.5)], p=[0.55, 0.45])),
         "wind_db": float(rng.uniform(0, 2.5)) if rng.random() < 0.7 else 0.0,
+        "slicks_db": float(rng.uniform(2, 9)) if rng.random() < 0.2 else 0.0,
     }
 
 
@@ -69,6 +70,7 @@ def _delivery(rng: Generator) -> dict[str, Any]:
             rng.choice(["float", "byte_amplitude", "byte_db", "byte_display"], p=[0.6, 0.12, 0.2, 0.08])
         ),
         "nodata": float(rng.uniform(0.02, 0.5)) if rng.random() < 0.08 else 0.0,
+        "surroundings": float(rng.uniform(0.2, 0.9)) if rng.random() < 0.65 else 0.0,
     }
 
 

@@ -49,6 +49,21 @@ def distance_to_level(field: Floats) -> Floats:
     return np.asarray(2 * field / np.maximum(slope, np.float32(1e-9)), np.float32)
 
 
+def slicks(rng: Generator, size: int) -> Floats:
+    """(size, size) in 0..1: how far a pixel lies in a slick: filaments, bundled, and drawn out one way."""
+    stretch = rng.uniform(2.0, 6.0)
+    spacing = size * rng.uniform(0.05, 0.2)
+    across = fractal(rng, size, spacing, 3)
+    drift = _tilted(rng, size, 0.0, spacing, 1) * np.float32(stretch)
+    phase = across + np.float32(size / spacing / stretch) * drift
+    lines = np.abs(np.mod(phase, 1.0) - 0.5)
+    width = rng.uniform(0.05, 0.3) * np.exp(0.5 * fractal(rng, size, size * 0.3))
+    bundle = 1 / (
+        1 + np.exp(-4 * (fractal(rng, size, size * rng.uniform(0.2, 0.5)) - rng.uniform(-0.5, 1.0)))
+    )
+    return (bundle / (1 + np.exp((lines - width) / 0.03))).astype(np.float32)
+
+
 def _tilted(rng: Generator, size: int, winding: float, spacing_px: float, octaves: int) -> Floats:
     """A plane through a random point, in scene sides, plus noise that bends its levels."""
     x, y = coordinates(size, 1.0 / size)
@@ -124,6 +139,13 @@ def _open(rng: Generator, terrain: Floats) -> Floats:
     return _coast(rng, terrain, low=0.2, high=0.5)
 
 
+def _sea(rng: Generator, terrain: Floats) -> Floats:
+    """Nothing else, or hardly: a window within a lake or offshore."""
+    if rng.random() < 0.5:
+        return np.full_like(terrain, len(terrain))
+    return -_ponds(rng, terrain)  # rocks and islets
+
+
 KINDS: dict[str, Callable[[Generator, Floats], Floats]] = {
     "river": _river,
     "stream": _stream,
@@ -133,21 +155,22 @@ KINDS: dict[str, Callable[[Generator, Floats], Floats]] = {
     "reservoir": _reservoir,
     "coast": _coast,
     "open": _open,
+    "sea": _sea,
 }
 """How each kind is drawn, from a generator and the terrain (H, W)."""
 
 CHANCES: dict[str, dict[str, float]] = {
     "temperate_north": {
         "none": 0.33, "river": 0.16, "stream": 0.12, "braided": 0.02, "lake": 0.14, "ponds": 0.1,
-        "reservoir": 0.09, "coast": 0.02, "open": 0.02,
+        "reservoir": 0.09, "coast": 0.02, "open": 0.02, "sea": 0.02,
     },
     "arid_south": {
         "none": 0.4, "river": 0.14, "stream": 0.08, "braided": 0.08, "lake": 0.1, "ponds": 0.06,
-        "reservoir": 0.1, "coast": 0.02, "open": 0.02,
+        "reservoir": 0.1, "coast": 0.02, "open": 0.02, "sea": 0.02,
     },
     "coastal": {
         "none": 0.24, "river": 0.1, "stream": 0.06, "braided": 0.04, "lake": 0.06, "ponds": 0.1,
-        "reservoir": 0.06, "coast": 0.22, "open": 0.12,
+        "reservoir": 0.06, "coast": 0.22, "open": 0.12, "sea": 0.1,
     },
 }  # fmt: skip
 """How often a region's scene shows which kind first."""
