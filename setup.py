@@ -127,8 +127,8 @@ extension = Pybind11Extension(
 setup(
     packages=[*find_packages(include=["crossearth_sar", "crossearth_sar.*"]), "crossearth_sar.kernels"],
     package_data={
-        "crossearth_sar": ["py.typed"],
         "crossearth_sar.evaluation": ["*.csv"],
+        "crossearth_sar": ["py.typed", "weights/*/*"],
         "crossearth_sar.cli": ["recipes/*.yaml"],
     },
     ext_modules=[] if CHOICE == "none" else [extension],

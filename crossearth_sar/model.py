@@ -31,6 +31,7 @@ from crossearth_sar.network_input import checked_amplitude, network_input, stati
 from crossearth_sar.peft import EarthAdapter
 from crossearth_sar.presets import ModelConfig, MoEConfig, model_preset
 from crossearth_sar.pretrained import load_backbone
+from crossearth_sar.shipped import model_folder, shipped_models
 from crossearth_sar.spacing import sliding_windows
 from crossearth_sar.vit import DenseFFN, VisionTransformer, ViTOutput
 
@@ -177,7 +178,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         Raises:
             InputError: for another shape, a bad pixel, or statistics that do not fit the bands.
         """
-        given = checked_amplitude(image_BCHW)
+        given = checked_amplitude(image_BCHW, self.config.bands)
         size = working_size(given.shape[-2:], pixel_m, self.config.pixel_m)
         amplitude = average_power(given, size).to(self.backbone.cls_token.device)
         mean, std = statistics_of(amplitude, db_mean, db_std)
@@ -300,7 +301,9 @@ def save_config(model: CrossEarthSAR, folder: Path) -> None:
 def load_model(
     path: str | Path, *, device: str | torch.device = "cpu", backend: str = "auto"
 ) -> CrossEarthSAR:
-    """The model saved in folder `path`, in eval mode. Nothing is unpickled.
+    """The model saved in folder `path`, or that of the package called so ("tiny"), in eval mode.
+
+    Nothing is unpickled.
 
     Parameters are float32, whatever type is on disk (an export in bf16 takes half the space there and no
     less memory here): `model.bfloat16()` makes them half as large.
@@ -313,14 +316,15 @@ def load_model(
         InputError: when a file is missing or damaged, weights and config do not fit each other, or `backend`
             does not work here.
     """
-    folder = Path(path)
+    folder = model_folder(path)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise InputError(
                 f"no model in {folder}",
                 got=f"{name} is missing",
                 expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}",
-                fix="give the folder that save_model or a training run wrote",
+                fix="give the folder that save_model or a training run wrote, or a model of the package: "
+                f"{', '.join(shipped_models())}",
             )
     reading = folder / CONFIG_FILE
     try:

@@ -74,8 +74,12 @@ def statistics_of(image_BCHW: Tensor, db_mean: Any, db_std: Any) -> tuple[Tensor
     return db_mean, db_std
 
 
-def checked_amplitude(image: Any) -> Tensor:
-    """The image, tensor or array, as a floating-point tensor (B, C, H, W), when `predict` can read it."""
+def checked_amplitude(image: Any, bands: int | None = None) -> Tensor:
+    """The image, tensor or array, as a floating-point tensor (B, C, H, W), when `predict` can read it.
+
+    Args:
+        bands: C that the model was trained on; None: any up to MAX_BANDS.
+    """
     image_BCHW = as_tensor(image, "the image")
     is_image = (
         image_BCHW.ndim == 4
@@ -89,6 +93,13 @@ def checked_amplitude(image: Any) -> Tensor:
             got=f"{image_BCHW.dtype}, shape {tuple(image_BCHW.shape)}",
             expected="real (B, C, H, W) with 1 to 3 bands and no empty axis",
             fix="take abs() of complex data, image[None] for a missing axis",
+        )
+    if bands not in (None, image_BCHW.shape[1]):
+        raise InputError(
+            "the model was trained on images of other bands",
+            got=f"{image_BCHW.shape[1]} bands, shape {tuple(image_BCHW.shape)}",
+            expected=f"{bands}",
+            fix=f"choose: image[:, :{bands}]",
         )
     if not image_BCHW.is_floating_point():
         image_BCHW = image_BCHW.float()  # counts as sensors deliver them; torch has no padding for uint16

@@ -99,8 +99,12 @@ class ModelConfig:
     """Ground spacing it works at, metres per pixel; images that say theirs are brought to it by power
     averaging (ground_scale.py). null: images are taken as they are."""
 
+    bands: int | None = None
+    """Bands of the images that it was trained on, 1 to 3; null: it takes any number."""
+
     def __post_init__(self) -> None:
         require_pixel_m(self.pixel_m)
+        require(self.bands in (None, 1, 2, 3), "bands", self.bands, "1 to 3, or null")
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
         require(
             self.crop_size % self.vit.patch_size == 0,

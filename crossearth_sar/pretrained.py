@@ -21,6 +21,7 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.moe import ExpertSpec, upcycle_state_dict
 from crossearth_sar.moe.expert_types import FFN
 from crossearth_sar.presets import ModelConfig
+from crossearth_sar.shipped import model_folder
 from crossearth_sar.vit import VisionTransformer
 from crossearth_sar.vit.dinov2_weights import (
     fit_to_config,
@@ -42,10 +43,10 @@ def named_weights(weights: str | None) -> str | None:
     """
     if weights is None or weights == RANDOM:
         return None
-    path = Path(weights).expanduser()
+    path = model_folder(weights)
     if not (path / "config.json").is_file():
         require_state_file(path)
-    return weights
+    return str(path)
 
 
 def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0.0, seed: int = 0) -> None:

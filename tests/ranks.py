@@ -119,6 +119,7 @@ def micro_run(output: Path, **changes: Any) -> Any:
         "unseen": (),
         "model": {
             "pixel_m": None,
+            "bands": None,
             "crop_size": 64,
             "crop_stride": 64,
             "vit": {"dim": 32, "num_heads": 2, "patch_size": 16, "image_size": 64, "stem": ()},

@@ -1,5 +1,6 @@
 """Class maps of your own images: a folder of them, or whole scenes.
 
+    crossearth-sar predict --images scene.tif                           # seven classes, without training
     crossearth-sar predict --model runs/finetune/model --images 'scenes/*/s1_*.tif' --values db --output maps
     crossearth-sar predict --model runs/finetune/model --images scene.npy --values complex --output maps
 
@@ -42,6 +43,7 @@ from crossearth_sar.evaluation.map_files import write_class_map
 from crossearth_sar.evaluation.scene import Scene, measure_scenes, predict_scene
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
+from crossearth_sar.shipped import model_folder, shipped_models
 from crossearth_sar.spacing import evenly_spaced, sliding_windows
 
 RECORD = "prediction.json"
@@ -55,10 +57,12 @@ _SHOWN_PROBLEMS = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", metavar="FOLDER", required=True, help="that save_model, finetune or train wrote")
+    known = ", ".join(shipped_models())
+    add("--model", metavar="FOLDER", default="tiny", help=f"that a run wrote, or a shipped model: {known}")
     add("--images", metavar="PATTERN", nargs="+", required=True, help="files, or quoted patterns with '*'")
-    add("--values", choices=get_args(ValueKind), required=True, help="what the images' numbers are")
-    add("--output", metavar="FOLDER", required=True, help="for maps and prediction.json")
+    kinds = get_args(ValueKind)
+    add("--values", choices=kinds, help="what the images' numbers are; without, the first image decides")
+    add("--output", metavar="FOLDER", default="maps", help="for maps and prediction.json")
     add_normalize_option(parser)
     add("--nodata", type=float, metavar="VALUE", help="over what the tag of a TIFF says")
     add("--bands", type=int, nargs="+", metavar="I", help="indices from 0 of at most three bands")
@@ -71,8 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     device = checked_device(arguments.device)
     maps = maps_of_images(arguments.images, Path(arguments.output).expanduser())
-    check_headers(arguments, list(maps))
-    model = load_model(Path(arguments.model).expanduser(), device=device)
+    model = load_model(arguments.model, device=device)
+    check_headers(arguments, list(maps), model.config.bands)
+    arguments.values = arguments.values or guessed_values(arguments, next(iter(maps)))
     tell_unknown_spacing(arguments, model, list(maps))
     record = open_record(arguments, model, list(maps))
     waiting = {image: target for image, target in maps.items() if not target.is_file()}
@@ -135,11 +140,18 @@ def map_suffix(image: Path) -> str:
     return ".tif" if is_tiff(image) and has_rasterio() else ".png"
 
 
-def check_headers(arguments: argparse.Namespace, images: list[Path]) -> None:
+def check_headers(arguments: argparse.Namespace, images: list[Path], bands: int | None) -> None:
+    """Refuses images of too many bands; of more than a model's `bands`, unless told, its number are taken."""
     problems: list[str] = []
     for image in images:
         try:
             count, _, _ = read_shape(image, band_axis=arguments.band_axis, array_key=arguments.array_key)
+            if bands is not None and arguments.bands is None and count > bands:
+                arguments.bands = list(range(bands))
+                logging.warning(
+                    "%s has %d bands, the model was trained on %d: --bands %s are taken",
+                    image, count, bands, " ".join(map(str, arguments.bands)),
+                )  # fmt: skip
             count = len(arguments.bands) if arguments.bands else count
             if count > 3:
                 raise InputError(f"{image} has {count} bands", expected="1 to 3", fix="choose: --bands 0 1")
@@ -168,6 +180,23 @@ def tell_unknown_spacing(arguments: argparse.Namespace, model: CrossEarthSAR, im
         )
 
 
+def guessed_values(arguments: argparse.Namespace, image: Path) -> ValueKind:
+    """What the numbers look like, said aloud: complex, dB where one is negative, else amplitude."""
+    raw = read_image(
+        image, band_axis=arguments.band_axis, nodata=arguments.nodata, array_key=arguments.array_key
+    )
+    measured = raw.values[:, raw.valid]
+    kind: ValueKind = "amplitude"
+    if np.iscomplexobj(measured):
+        kind = "complex"
+    elif measured.size and measured.min() < 0:
+        kind = "db"
+    logging.warning(
+        "the numbers of %s are taken for %s: give --values where they are something else", image, kind
+    )
+    return kind
+
+
 def read_scene(arguments: argparse.Namespace, image: Path) -> Scene:
     raw = read_image(
         image,
@@ -182,7 +211,7 @@ def read_scene(arguments: argparse.Namespace, image: Path) -> Scene:
 def open_record(arguments: argparse.Namespace, model: CrossEarthSAR, images: list[Path]) -> dict[str, Any]:
     """The record of --output, written now unless it is there and was made with the same settings."""
     path = Path(arguments.output).expanduser() / RECORD
-    known = {**vars(arguments), "model_sha256": model_sha256(Path(arguments.model).expanduser())}
+    known = {**vars(arguments), "model_sha256": model_sha256(model_folder(arguments.model))}
     settings = {key: known[key] for key in SETTINGS}
     if path.is_file():
         return checked_record(path, settings)

@@ -185,7 +185,7 @@ def simulated_run() -> RunConfig:
     )  # fmt: skip
     return RunConfig(
         output="runs/cpt",
-        model={"pixel_m": 10.0},
+        model={"pixel_m": 10.0, "bands": 1},
         augment=AugmentConfig(scale_min=1.0, scale_max=1.0, max_class_share=1.0, gain_db=0.0),
         optim=OptimConfig(lr=2e-3, warmup_steps=100),  # from scratch, and small
         steps=2000,
