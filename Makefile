@@ -4,6 +4,7 @@
 #   make test    lint, types, tests
 #   make bench   the MoE layer, its kernels and the model side by side with their peers; reports in runs/bench
 #   make bench22 the 22 benchmarks in miniature, on simulated data; make ablations: one axis at a time beside it
+#   make bench-real  simple methods, saved models and equal-time contenders on real images below REAL=../shared
 #   make gpu-check   on a machine with a GPU: tests, sanitizer, benchmarks and profile in nine minutes
 #   make venv    only the environment
 #
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One rank per GPU; two on a machine without one, so that expert parallelism is at work there too.
 RANKS ?= $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_count() or 2)')
 
-.PHONY: venv cpt test bench bench22 ablations gpu-check
+.PHONY: venv cpt test bench bench22 ablations bench-real gpu-check
 
 venv: $(VENV)/.installed
 
@@ -60,6 +61,13 @@ bench22: venv
 
 ablations: venv
 	$(BIN)/python -m bench.experiments.ablations $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+# make bench-real ARGS="--model runs/cpt/model", ARGS="--in-domain --seeds 0 1 2": see the script. Pictures stay
+# in runs/bench-real, for most of the images may not be passed on.
+REAL ?= ../shared
+
+bench-real: venv
+	$(BIN)/python -m bench.experiments.real.bench_real --real "$(REAL)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 gpu-check: $(if $(GPU_PYTHON),,venv)
 	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(GPU_PYTHON),$(BIN)/python) -m bench.speed.gpu_check \

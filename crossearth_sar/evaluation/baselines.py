@@ -1,8 +1,9 @@
-"""What a score must beat to mean anything: the majority class, and a backscatter threshold for water.
+"""What a score must beat to mean anything: the majority class, and backscatter thresholds for water.
 
 Neither learns from images. `majority_class` knows only which class is commonest in the training masks;
-`otsu_water_scores` knows only that calm water is dark in SAR, and looks at no label. Both give a
-`ConfusionMatrix`, so their IoU is counted exactly as the model's is and can stand beside it.
+`otsu_water_scores` knows only that calm water is dark in SAR, and looks at no label: at single pixels image
+by image, or at multilooked ones, with one threshold for a whole set. Both give a `ConfusionMatrix`, so their
+IoU is counted exactly as the model's is and can stand beside it.
 
 Shapes: C classes (and image bands, where a Sample is meant), H W pixels.
 """
@@ -10,14 +11,19 @@ Shapes: C classes (and image bands, where a Sample is meant), H W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from crossearth_sar.config import require
 from crossearth_sar.data.sample import IGNORE_INDEX, Sample, SegmentationDataset
+from crossearth_sar.data.working_scale import at_working_scale
 from crossearth_sar.decibels import to_db
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
+from crossearth_sar.ground_scale import centre_pixels, require_pixel_m
 from crossearth_sar.spacing import evenly_spaced
 
 OTSU_BINS = 256
@@ -127,6 +133,79 @@ def otsu_threshold_db(values_db: Tensor) -> float:
     return low + width * (float(best[0]) + (run - 1) / 2 + 1)
 
 
+def multilook(amplitude: Tensor, window: int) -> Tensor:
+    """Amplitude (H, W) as the root of the mean intensity over `window` x `window` pixels about each.
+
+    Pixels of amplitude 0 were not measured and are in no mean; where a window holds nothing else, so is the
+    result. At the border the window is what lies within the image.
+
+    Raises:
+        InputError: an even window, or none.
+    """
+    require(window >= 1 and window % 2 == 1, "window", window, "an odd number of pixels")
+    if window == 1:
+        return amplitude
+    power, lit = amplitude.square(), (amplitude > 0).to(amplitude.dtype)
+    for size in ((window, 1), (1, window)):
+        padding = (size[0] // 2, size[1] // 2)
+        power, lit = (
+            F.avg_pool2d(values[None], size, stride=1, padding=padding, divisor_override=1)[0]
+            for values in (power, lit)
+        )
+    return (power / lit.clamp(min=1)).clamp(min=0).sqrt()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtsuWater:
+    """Water is what is darker than Otsu's threshold, in dB of one band.
+
+    The threshold is over pixels of amplitude above 0 (nodata is 0 in a Sample), labelled or not: no label is
+    looked at. A pixel of amplitude 0 is darker than any threshold, thus water; an image with no amplitude
+    above 0 has no threshold and no water.
+    """
+
+    window: int = 1
+    """Side of the multilook before it, pixels."""
+    pooled: bool = False
+    """One threshold for all images of the set together; false: each image has its own."""
+    pixel_m: float | None = None
+    """Ground spacing that images are averaged to first, in power, metres; null: as they are."""
+
+    def __post_init__(self) -> None:
+        require(self.window >= 1 and self.window % 2 == 1, "window", self.window, "an odd number of pixels")
+        require_pixel_m(self.pixel_m)
+
+    def shared_threshold(
+        self, dataset: SegmentationDataset, band: int = 0, max_samples: int | None = None
+    ) -> float | None:
+        """dB, of all images together; None where each has its own, or none has a pixel above 0."""
+        if not self.pooled:
+            return None
+        seen = (self._seen(sample, band) for sample in _samples(dataset, max_samples))
+        values = torch.cat([to_db(image[image > 0]).float() for image in seen])
+        return otsu_threshold_db(values) if len(values) else None
+
+    def water_map(self, sample: Sample, threshold_db: float | None = None, band: int = 0) -> Tensor:
+        """(H, W) bool of a sample; the threshold not given is its own."""
+        image = self._seen(sample, band)
+        amplitude_db = to_db(image.double())  # amplitude 0 is at its floor, under any threshold
+        valid = image > 0
+        if not bool(valid.any()):
+            return torch.zeros_like(sample["mask"], dtype=torch.bool)
+        own = otsu_threshold_db(amplitude_db[valid]) if threshold_db is None else threshold_db
+        return centre_pixels(amplitude_db < own, (sample["mask"].shape[0], sample["mask"].shape[1]))
+
+    def _seen(self, sample: Sample, band: int) -> Tensor:
+        if not 0 <= band < len(sample["image"]):
+            raise InputError(
+                f"image {sample['name']!r} has no band {band}",
+                got=f"{len(sample['image'])} bands",
+                expected=f"a band in 0..{len(sample['image']) - 1}",
+            )
+        working = sample if self.pixel_m is None else at_working_scale(sample, self.pixel_m)
+        return multilook(working["image"][band], self.window)
+
+
 def otsu_water_scores(
     dataset: SegmentationDataset,
     water_index: int,
@@ -134,13 +213,10 @@ def otsu_water_scores(
     band: int = 0,
     num_classes: int | None = None,
     max_samples: int | None = None,
+    *,
+    method: OtsuWater | None = None,
 ) -> ConfusionMatrix:
-    """The counts of calling water what is darker than each image's own Otsu threshold.
-
-    The threshold is taken per image on 20*log10(amplitude) of one band, over pixels of amplitude above 0
-    (nodata is 0 in a Sample), labelled or not: no label is looked at. Below it is water, all else is
-    `other_index`. A labelled pixel of amplitude 0 is darker than any threshold, thus water; an image with no
-    amplitude above 0 has no threshold and is `other_index` throughout.
+    """The counts of calling water what is darker than Otsu's threshold, see `OtsuWater`.
 
     Otsu always splits: an image without water has water predicted in its darker half. This is how the method
     fares in practice, and part of what the number says.
@@ -152,6 +228,7 @@ def otsu_water_scores(
         band: which band of the image.
         num_classes: C of the result; None takes `len(dataset.classes)`.
         max_samples: as for `class_histogram`.
+        method: how; None is the plainest, each image's own threshold on its single pixels.
 
     Raises:
         InputError: for indices or a band that the dataset does not have.
@@ -161,26 +238,13 @@ def otsu_water_scores(
     _check_index("other_index", other_index, num_classes)
     if water_index == other_index:
         raise InputError("water_index and other_index are the same", got=water_index, expected="two classes")
+    method = method or OtsuWater()
+    shared = method.shared_threshold(dataset, band, max_samples)
     matrix = ConfusionMatrix(num_classes)
     for sample in _samples(dataset, max_samples):
-        water = _water_map(sample, band)
+        water = method.water_map(sample, shared, band)
         matrix.update(torch.where(water, water_index, other_index), sample["mask"])
     return matrix
-
-
-def _water_map(sample: Sample, band: int) -> Tensor:
-    image = sample["image"]
-    if not 0 <= band < len(image):
-        raise InputError(
-            f"image {sample['name']!r} has no band {band}",
-            got=f"{len(image)} bands",
-            expected=f"a band in 0..{len(image) - 1}",
-        )
-    amplitude_db = to_db(image[band].double())  # amplitude 0 is at its floor, under any threshold
-    valid = image[band] > 0
-    if not bool(valid.any()):
-        return torch.zeros_like(valid)
-    return amplitude_db < otsu_threshold_db(amplitude_db[valid])
 
 
 def _histogram_range(values: Tensor) -> tuple[float, float]:

@@ -1,0 +1,202 @@
+"""Water and land cover on real images: simple methods, saved models, and contenders trained for equal time.
+
+    python -m bench.experiments.real.bench_real --real ../shared [--model runs/cpt/model …] [--in-domain]
+        [--sources wide old] [--contenders tiny dense unet] [--seeds 0 1 2] [--seconds 400] [--curves]
+
+REAL holds corpus/ and real_data/. Without further words: the simple methods on every set, and each --model.
+--sources trains contenders on simulated scenes, --in-domain on OMBRIA's training side, --curves scores them
+after 50, 100 and 200 seconds too. What is finished is kept below WORK and not repeated; the report is of all
+that WORK holds. Pictures are written to WORK alone: most of the images may not be redistributed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.experiments.real import simple
+from bench.experiments.real.scoring import Predict, Store, unit_counts
+from bench.experiments.real.sets import SETS, TASKS, RealSet, class_lookup, prepare
+from bench.experiments.real.tables import report
+from bench.experiments.real.train_equal import (
+    CONTENDERS,
+    SOURCES,
+    Contender,
+    Source,
+    open_source,
+    trained,
+)
+from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
+from crossearth_sar.data.domain import Domain, open_domain
+from crossearth_sar.data.sample import Sample
+from crossearth_sar.engine.config import simulated_run
+from crossearth_sar.evaluation.evaluate import predict_sample
+from crossearth_sar.evaluation.figures.predictions import prediction_figure
+from crossearth_sar.model import WEIGHTS_FILE, load_model
+from crossearth_sar.spacing import evenly_spaced
+
+CURVE_SECONDS = [50.0, 100.0, 200.0]
+IN_DOMAIN = "ombria-tr"
+PICTURES = 4
+
+
+class Bench:
+    """The sets that are there, and what is known of them."""
+
+    def __init__(self, work: Path, sets: Sequence[RealSet], pictures: int = PICTURES) -> None:
+        self.work, self.data, self.pictures = work, work / "data", pictures
+        self.sets = {row.name: row for row in sets}
+        self.scored = [row for row in sets if not row.is_source]
+        self.store = Store(work / "results")
+
+    def record(
+        self, method: str, row: RealSet, predict: Predict, domain: Domain, *, label: str, kind: str, key: str
+    ) -> None:
+        """Counts of a method on a set, into the store."""
+        counts = unit_counts(predict, domain)
+        unit = "image" if len(domain) > 1 else "block"
+        about = {"label": label, "kind": kind, "unit": unit, "images": len(domain)}
+        self.store.put(method, row.name, counts, key, **about)
+        print(f"{row.name}: {label} done", flush=True)
+
+    def simple(self, row: RealSet) -> None:
+        """All simple methods on one set."""
+        domain = open_domain(row.domain(self.data))
+        if row.task == "water":
+            for label, method in simple.otsu_methods(row.pixel_m).items():
+                if self.store.get(slug(label), row.name) is None:
+                    predict = simple.otsu_predict(method, domain)
+                    self.record(slug(label), row, predict, domain, label=label, kind="simple", key="")
+        key = digest(repr(simulated_run().train).encode())
+        if row.task == "water" and self.store.get("fixed-threshold", row.name, key) is None:
+            predict = simple.fixed_predict(*simple.fixed_threshold(SEVEN_CLASSES.names.index("water")))
+            self.record(
+                "fixed-threshold", row, predict, domain, label="fixed threshold", kind="simple", key=key
+            )
+        if self.store.get("random-forest", row.name, key) is None:
+            lookup = class_lookup(SEVEN_CLASSES.names, TASKS[row.task])
+            assert lookup is not None
+            predict = simple.forest_predict(simple.forest(), lookup)
+            self.record("random-forest", row, predict, domain, label="random forest", kind="simple", key=key)
+
+    def model(
+        self, model: Contender, names: Sequence[str], method: str, *, label: str, key: str, draws: bool
+    ) -> None:
+        """A model on every set whose classes it knows, with pictures where `draws`."""
+        for row in self.scored:
+            lookup = class_lookup(names, TASKS[row.task])
+            if lookup is None or self.store.get(method, row.name, key) is not None:
+                continue
+            predict = model_predict(model, lookup)
+            domain = open_domain(row.domain(self.data), "", model.config.pixel_m)
+            self.record(method, row, predict, domain, label=label, kind="model", key=key)
+            if draws and self.pictures:
+                self.draw(row, domain, predict, label, method)
+
+    def draw(self, row: RealSet, domain: Domain, predict: Predict, label: str, method: str) -> None:
+        """WORK/pictures/SET-METHOD.png: image | truth | prediction | errors of a few samples."""
+        samples = [domain[i] for i in evenly_spaced(len(domain), min(self.pictures, len(domain)))]
+        path = self.work / "pictures" / f"{row.name}-{method}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prediction_figure(
+            samples, [predict(s) for s in samples], domain.classes, path, f"{row.name}: {label}"
+        )
+
+    def saved(self, folder: Path) -> None:
+        """A model folder, called after the run that it is of."""
+        model = load_model(folder)
+        named = folder.parent if folder.name == "model" else folder
+        key = digest((folder / WEIGHTS_FILE).read_bytes())
+        name = named.resolve().name
+        names = model.class_names or ()
+        self.model(model, names, slug(f"model-{name}"), label=f"model {name}", key=key, draws=True)
+
+    def contender(self, contender: str, source_name: str, seed: int, seconds: float, at: list[float]) -> None:
+        """Trains it, unless that is done, and scores it at each point."""
+        source: Source = open_source(source_name, self.sets, self.data)
+        classes = TASKS["water"].classes if source.domain.folder else SEVEN_CLASSES.names
+        run = f"{contender}-{source_name}-{seconds:g}s-seed{seed}"
+        folder = self.work / "models" / run
+        for point, model in trained(contender, source, seed, seconds, at, folder).items():
+            key = digest((folder / f"at-{point:g}.safetensors").read_bytes())
+            part = "" if point == seconds else f"of {seconds:g} "
+            label = f"{contender} {source_name} {point:g} s {part}".strip()
+            draws = seed == 0 and point == seconds
+            self.model(model, classes, f"{run}-at{point:g}", label=label, key=key, draws=draws)
+
+
+def model_predict(model: Contender, lookup: np.ndarray) -> Predict:
+    """Classes of the set's task, on the image's own pixels."""
+    table = torch.from_numpy(lookup.astype(np.int64))
+
+    def predict(sample: Sample) -> Tensor:
+        return table[predict_sample(model, sample)]  # type: ignore[arg-type]
+
+    return predict
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [row.name for row in SETS]
+    parser.add_argument("--real", type=Path, required=True, help="folder with corpus/ and real_data/")
+    parser.add_argument("--model", type=Path, nargs="+", default=[], help="folders of saved models")
+    parser.add_argument("--rows", nargs="+", choices=names, help="sets to score; all without")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=[], help="what contenders train on")
+    parser.add_argument("--in-domain", action="store_true", help=f"train on {IN_DOMAIN} too")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seconds", type=float, default=400.0, help="processor time of each training")
+    parser.add_argument("--at", type=float, nargs="+", default=[], help="seconds to score at on the way")
+    parser.add_argument("--curves", action="store_true", help="--at 50 100 200")
+    parser.add_argument("--no-simple", action="store_true", help="leave the simple methods out")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="rows of each picture")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench-real"))
+    parser.add_argument("--out", type=Path, default=Path("bench/reports/real"))
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    arguments = parse(words)
+    torch.set_num_threads(1)
+    sources = [*arguments.sources, *([IN_DOMAIN] if arguments.in_domain else [])]
+    wanted = [
+        row for row in SETS
+        if (row.name in sources if row.is_source else not arguments.rows or row.name in arguments.rows)
+    ]  # fmt: skip
+    bench = Bench(
+        arguments.work, prepare(arguments.real.resolve(), arguments.work, wanted), arguments.pictures
+    )
+    if not arguments.no_simple:
+        for row in bench.scored:
+            bench.simple(row)
+    for folder in arguments.model:
+        bench.saved(folder)
+    at = [*arguments.at, *(CURVE_SECONDS if arguments.curves else [])]
+    for seed in arguments.seeds:
+        for source in dict.fromkeys(sources):
+            for contender in arguments.contenders:
+                bench.contender(contender, source, seed, arguments.seconds, at)
+    print(report(bench.store, SETS, arguments.out))
+    if bench.pictures and (arguments.work / "pictures").is_dir():
+        print(f"pictures, not to be passed on: {arguments.work / 'pictures'}")
+
+
+if __name__ == "__main__":
+    main()

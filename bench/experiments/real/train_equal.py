@@ -1,0 +1,149 @@
+"""Contenders trained on the same stream for the same processor time of one thread.
+
+Seconds are `time.process_time`: reading or simulating, augmenting, forward, backward and the step count,
+what is between them does not. All draw the same samples in the same order; who is faster sees more of them.
+The learning rate warms up and decays by the share of the seconds that is spent, so at an intermediate point
+it has not decayed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bench.experiments.real.sets import RealSet
+from bench.experiments.real.unet import PeerConfig, SmallUNet
+from crossearth_sar.data.domain import Domain, DomainConfig, open_domain
+from crossearth_sar.data.simulator.scenes import SimulatorConfig
+from crossearth_sar.data.stream import TrainStream, join_samples
+from crossearth_sar.data.transforms import AugmentConfig, TrainTransform
+from crossearth_sar.engine.config import simulated_run
+from crossearth_sar.engine.optim import parameter_groups
+from crossearth_sar.model import CrossEarthSAR, build_model
+from crossearth_sar.provenance import provenance
+
+BATCH, RATE, DECAY_POWER, WEIGHT_DECAY, CLIP_NORM = 8, 2e-3, 0.9, 0.05, 1.0
+WARM_UP = 0.05
+"""Share of the seconds in which the rate rises from 0."""
+CROP = 128
+CONTENDERS = ("tiny", "dense", "unet")
+SOURCES = ("wide", "old", "ombria-tr")
+
+Contender = CrossEarthSAR | SmallUNet
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is trained on: a domain, its augmentation, the ground spacing that models of it work at."""
+
+    domain: DomainConfig
+    augment: AugmentConfig
+    pixel_m: float | None
+
+
+def open_source(name: str, sets: dict[str, RealSet], data: Path) -> Source:
+    """wide: what the default run trains on. old: what it did before, kept here as it was. Else a real set."""
+    if name == "wide":
+        run = simulated_run()
+        assert run.train is not None
+        assert run.augment is not None
+        return Source(run.train, run.augment, run.model["pixel_m"])
+    if name == "old":
+        scenes = SimulatorConfig(
+            length=4096, image_size=160, seed=1, region="temperate_north", band="C", polarization="HH",
+            looks=4, resolution_m=3.0, ground="settlement",
+        )  # fmt: skip
+        augment = AugmentConfig(scale_min=0.8, scale_max=1.25, gain_db=1.0)
+        return Source(DomainConfig(name="old", simulated=scenes), augment, None)
+    augment = AugmentConfig(scale_min=0.8, scale_max=1.25, max_class_share=1.0, gain_db=0.0)
+    return Source(sets[name].domain(data), augment, 10.0)
+
+
+def build(contender: str, classes: int, pixel_m: float | None) -> Contender:
+    """A fresh contender of CONTENDERS."""
+    if contender == "unet":
+        return SmallUNet(PeerConfig(classes, pixel_m, CROP))
+    changes = {"pixel_m": pixel_m}
+    return build_model("crossearth_sar_tiny", classes, changes=changes, sparse=contender == "tiny")
+
+
+def trained(
+    contender: str, source: Source, seed: int, seconds: float, at: list[float], folder: Path
+) -> dict[float, Contender]:
+    """Seconds -> contender in eval mode, for each of `at` and for `seconds` itself; kept in `folder`."""
+    points = sorted({*(point for point in at if point < seconds), seconds})
+    domain = open_domain(source.domain, "", source.pixel_m)
+    paths = {point: folder / f"at-{point:g}.safetensors" for point in points}
+    if not all(path.is_file() for path in paths.values()):
+        torch.manual_seed(seed)
+        model = build(contender, len(domain.classes), source.pixel_m)
+        spend(model, stream_of(domain, source, seed), seconds, points, folder)
+    found = {}
+    for point, path in paths.items():
+        model = build(contender, len(domain.classes), source.pixel_m)
+        model.load_state_dict(load_file(path))
+        found[point] = model.eval()
+    return found
+
+
+def stream_of(domain: Domain, source: Source, seed: int) -> TrainStream:
+    """The samples of a run, the same for every contender."""
+    return TrainStream(domain, TrainTransform(replace(source.augment, crop_size=CROP), source.pixel_m), seed)
+
+
+def spend(model: Contender, stream: TrainStream, seconds: float, points: list[float], folder: Path) -> None:
+    """Trains for `seconds` and leaves the weights of each point, and log.json, in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(decay_groups(model), lr=0.0)
+    model.train()
+    spent, step, left, log, loss = 0.0, 0, list(points), [], 0.0
+    while left:
+        started = time.process_time()
+        rate = rate_at(spent / seconds)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = join_samples([stream[step * BATCH + place] for place in range(BATCH)])
+        total = loss_of(model, batch["image"], batch["db_mean"], batch["db_std"], batch["mask"])
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        step, loss = step + 1, float(total.detach())
+        spent += time.process_time() - started
+        while left and spent >= left[0]:
+            point = left.pop(0)
+            state = {key: value.contiguous() for key, value in model.state_dict().items()}
+            save_file(state, folder / f"at-{point:g}.safetensors")
+            log.append({"seconds": point, "step": step, "loss": loss})
+            print(f"{folder.name}: {point:g} s, step {step}, loss {loss:.3f}", flush=True)
+    parameters = sum(p.numel() for p in model.parameters())
+    about = {"parameters": parameters, "points": log, **provenance()}
+    (folder / "log.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def loss_of(model: Contender, image: Tensor, mean: Tensor, std: Tensor, mask: Tensor) -> Tensor:
+    if isinstance(model, SmallUNet):
+        return model.loss(model(image, mean, std), mask)
+    return model.loss(model(image, mean, std), mask).total
+
+
+def rate_at(share: float) -> float:
+    """Of the learning rate, at a share of the seconds: linear warm-up, polynomial decay."""
+    if share < WARM_UP:
+        return RATE * (share + 1e-3) / WARM_UP
+    return RATE * (1 - (share - WARM_UP) / (1 - WARM_UP)) ** DECAY_POWER
+
+
+def decay_groups(model: Contender) -> list[dict]:
+    """Weights decay, norms and biases do not."""
+    if isinstance(model, CrossEarthSAR):
+        return parameter_groups(model, WEIGHT_DECAY)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
