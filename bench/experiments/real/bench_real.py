@@ -122,7 +122,7 @@ class Bench:
         """Trains it, unless that is done, and scores it at each point."""
         source: Source = open_source(source_name, self.sets, self.data)
         classes = TASKS["water"].classes if source.domain.folder else SEVEN_CLASSES.names
-        run = f"{contender}-{source_name}-{seconds:g}s-seed{seed}"
+        run = f"{slug(contender)}-{source_name}-{seconds:g}s-seed{seed}"
         folder = self.work / "models" / run
         for point, model in trained(contender, source, seed, seconds, at, folder).items():
             key = digest((folder / f"at-{point:g}.safetensors").read_bytes())
@@ -160,7 +160,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=names, help="sets to score; all without")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=[], help="what contenders train on")
     parser.add_argument("--in-domain", action="store_true", help=f"train on {IN_DOMAIN} too")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument(
+        "--contenders", nargs="+", default=list(CONTENDERS), help="tiny, dense, unet, tiny+KEY=VALUE"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--seconds", type=float, default=400.0, help="processor time of each training")
     parser.add_argument("--at", type=float, nargs="+", default=[], help="seconds to score at on the way")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench.experiments.real.sets import RealSet
 from bench.experiments.real.unet import PeerConfig, SmallUNet
+from crossearth_sar.config import parse_overrides
 from crossearth_sar.data.domain import Domain, DomainConfig, open_domain
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.data.stream import TrainStream, join_samples
@@ -66,11 +67,12 @@ def open_source(name: str, sets: dict[str, RealSet], data: Path) -> Source:
 
 
 def build(contender: str, classes: int, pixel_m: float | None) -> Contender:
-    """A fresh contender of CONTENDERS."""
-    if contender == "unet":
+    """A fresh contender: one of CONTENDERS, or tiny with settings: tiny+moe.local_physics=true."""
+    base, *settings = contender.split("+")
+    if base == "unet":
         return SmallUNet(PeerConfig(classes, pixel_m, CROP))
-    changes = {"pixel_m": pixel_m}
-    return build_model("crossearth_sar_tiny", classes, changes=changes, sparse=contender == "tiny")
+    changes = {"pixel_m": pixel_m, **parse_overrides(settings)}
+    return build_model("crossearth_sar_tiny", classes, changes=changes, sparse=base == "tiny")
 
 
 def trained(
