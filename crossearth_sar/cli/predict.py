@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from crossearth_sar.cli.options import add_device_option, add_normalize_option
 from crossearth_sar.data.datasets.tasks import class_table
-from crossearth_sar.data.domain import MEASURED_SAMPLES
+from crossearth_sar.data.domain_statistics import MEASURED_SAMPLES
 from crossearth_sar.data.files.amplitude import ValueKind
 from crossearth_sar.data.files.readers import BandAxis, read_image, read_pixel_m, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable

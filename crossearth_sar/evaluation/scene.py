@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossearth_sar.config import require
+from crossearth_sar.data.domain_statistics import warn_uneven
 from crossearth_sar.data.files.amplitude import ValueKind, to_amplitude
 from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.files.readers import RawImage
@@ -79,6 +80,8 @@ class Scene:
 def measure_scenes(scenes: Iterable[Scene], pixel_m: float | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation in dB of the scenes together, (C,) each: `decibels.DomainStatistics`.
 
+    A warning is logged where their own means lie more than `decibels.UNEVEN_DB` apart.
+
     Args:
         pixel_m: ground spacing of the model that they are for; scenes that know theirs are brought to it.
 
@@ -91,6 +94,7 @@ def measure_scenes(scenes: Iterable[Scene], pixel_m: float | None = None) -> tup
         for block in scene.blocks(pixel_m):
             statistics.add(block, scene.raw.path)
         del scene  # or it would still be there while the next one is read
+    warn_uneven(statistics, "the images", "--normalize image")
     return statistics.result()
 
 
