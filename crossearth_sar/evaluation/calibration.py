@@ -130,9 +130,21 @@ def expected_calibration_error(confidence_N: Tensor, is_right_N: Tensor) -> floa
 
 
 def store_temperature(folder: Path, temperature: float) -> None:
-    """Puts it into the config.json of a model folder, in place of one that is there; the rest stays."""
+    """Puts it into the config.json of a model folder, in place of one that is there; the rest stays.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
     path = folder / CONFIG_FILE
     mapping = json.loads(path.read_text(encoding="utf-8"))
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps({**mapping, "temperature": temperature}, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    text = json.dumps({**mapping, "temperature": temperature}, indent=2) + "\n"
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(
+            f"the temperature {temperature:g} cannot be written into {path}",
+            got=error.strerror,
+            fix="give a copy of the model's folder that can be written to",
+        ) from error
