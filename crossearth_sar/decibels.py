@@ -21,6 +21,10 @@ AMPLITUDE_FLOOR = 1e-10
 SMALLEST_STD_DB = 1e-3
 """What a standard deviation is at least, as it divides."""
 
+UNEVEN_DB = 6.0
+"""Means of images that differ by more than this are hardly of one calibration, and one normalisation of all
+leaves the difference in: a factor of two in amplitude."""
+
 
 def to_db(amplitude: Tensor) -> Tensor:
     """20 log10(amplitude), an amplitude of 0 at -200 dB; float32 at least, for half has no such floor."""
@@ -39,16 +43,17 @@ class DomainStatistics:
 
     def __init__(self) -> None:
         self._moments_3C: Tensor | None = None
+        self._by_name: dict[object, Tensor] = {}
 
     def add(self, image_CHW: Tensor, name: object = "an image") -> None:
-        """Counts the pixels above 0 of an amplitude image, or of a part of one.
+        """Counts the pixels above 0 of an amplitude image, or of a part of one; parts share its name.
 
         Raises:
             InputError: it has another number of bands than those before it; `name` says which it is.
         """
         new_3C = torch.stack(_moments(to_db(image_CHW).double(), image_CHW > 0))
         if self._moments_3C is None:
-            self._moments_3C = new_3C
+            self._moments_3C = self._by_name[name] = new_3C
             return
         if self._moments_3C.shape != new_3C.shape:
             raise InputError(
@@ -57,6 +62,26 @@ class DomainStatistics:
                 fix="choose some of them by their index, or normalize each image by itself",
             )
         self._moments_3C = _joined(self._moments_3C, new_3C)
+        of_image = self._by_name.get(name)
+        self._by_name[name] = new_3C if of_image is None else _joined(of_image, new_3C)
+
+    def uneven_words(self, limit_db: float = UNEVEN_DB) -> str | None:
+        """The images of the lowest and the highest mean, where these differ by more than `limit_db`.
+
+        Of the band in which they differ most; None where they are even. Images without a lit pixel are left
+        out.
+        """
+        found: tuple[float, str] | None = None
+        for band in range(0 if self._moments_3C is None else self._moments_3C.shape[1]):
+            means = {n: float(m[1, band]) for n, m in self._by_name.items() if m[0, band] > 0}
+            if not means:
+                continue
+            low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+            spread = means[high] - means[low]
+            if spread > max(limit_db, found[0] if found else 0):
+                words = f"{spread:.1f} dB: {means[low]:.1f} in {low}, {means[high]:.1f} in {high}"
+                found = (spread, words)
+        return found[1] if found else None
 
     def result(self) -> tuple[Tensor, Tensor]:
         """(C,) mean and standard deviation, float32; of a band without a pixel above 0, 0 and 0.001.

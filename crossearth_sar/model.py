@@ -25,7 +25,7 @@ from crossearth_sar.descriptors import RunningStandardizer, join_tokens, named_d
 from crossearth_sar.errors import InputError
 from crossearth_sar.ground_scale import average_power, centre_pixels, working_size
 from crossearth_sar.hub import HubFolder
-from crossearth_sar.model_output import LossTerms, ModelOutput
+from crossearth_sar.model_output import LossTerms, ModelOutput, checked_temperature
 from crossearth_sar.moe import PhysicsGuidedMoE
 from crossearth_sar.network_input import checked_amplitude, network_input, statistics_of
 from crossearth_sar.peft import EarthAdapter
@@ -48,6 +48,9 @@ __all__ = [
 ]
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+
+EXTRAS = ("classes", "temperature")
+"""Keys of config.json that are not of ModelConfig."""
 
 
 class CrossEarthSAR(nn.Module, HubFolder):
@@ -76,6 +79,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         self.local_standardizer = _standardizer(moe, moe.num_descriptors - named if moe else 0)
         self.class_names: tuple[str, ...] | None = None
         self.palette: tuple[tuple[int, ...], ...] | None = None
+        self.temperature: float | None = None  # of its probabilities: evaluation/calibration.py
 
     def name_classes(self, names: Sequence[str], palette: Sequence[Sequence[int]] | None = None) -> None:
         """Says what the classes are, in the order of their indices, and how to draw them (RGB, 0..255).
@@ -183,7 +187,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         amplitude = average_power(given, size).to(self.backbone.cls_token.device)
         mean, std = statistics_of(amplitude, db_mean, db_std)
         with eval_mode(self):
-            classes = self._slide(amplitude, mean, std, on_window).argmax(1)
+            classes = self.slide_scores(amplitude, mean, std, on_window).argmax(1)
         return centre_pixels(classes.to(given.device), (given.shape[-2], given.shape[-1]))
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -193,13 +197,14 @@ class CrossEarthSAR(nn.Module, HubFolder):
     def _from_folder(cls, folder: Path, **options: Any) -> CrossEarthSAR:
         return load_model(folder, **options)
 
-    def _slide(
+    def slide_scores(
         self,
         image_BCHW: Tensor,
         db_mean: Tensor,
         db_std: Tensor,
-        on_window: Callable[[ModelOutput], None] | None,
+        on_window: Callable[[ModelOutput], None] | None = None,
     ) -> Tensor:
+        """(B, K, H, W), the averaged scores of which `predict` takes the largest; in the module's mode."""
         height, width = image_BCHW.shape[-2:]
         crop, patch = self.config.crop_size, self.config.vit.patch_size
         scores, hits = None, image_BCHW.new_zeros(height, width)
@@ -295,6 +300,8 @@ def save_config(model: CrossEarthSAR, folder: Path) -> None:
     mapping = to_mapping(_with_backend(model.config, "auto"))
     if model.class_names is not None:
         mapping["classes"] = to_mapping({"names": model.class_names, "palette": model.palette})
+    if model.temperature is not None:
+        mapping["temperature"] = model.temperature
     (folder / CONFIG_FILE).write_text(json.dumps(mapping, indent=2) + "\n", encoding="utf-8")
 
 
@@ -336,7 +343,7 @@ def load_model(
             f"{reading} cannot be read", got=str(error), fix="copy it again from where it came"
         ) from error
     try:
-        classes = mapping.pop("classes", None) if isinstance(mapping, dict) else None
+        extras = {key: mapping.pop(key, None) for key in EXTRAS} if isinstance(mapping, dict) else {}
         config = from_mapping(ModelConfig, mapping)
     except InputError as error:
         raise InputError(
@@ -345,8 +352,9 @@ def load_model(
             fix="use the config.json that was saved with the weights",
         ) from error
     model = CrossEarthSAR(_with_backend(config, backend))
-    if classes is not None:
-        _name_classes(model, classes, folder / CONFIG_FILE)
+    if extras["classes"] is not None:
+        _name_classes(model, extras["classes"], folder / CONFIG_FILE)
+    model.temperature = checked_temperature(extras["temperature"], folder / CONFIG_FILE)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -1,13 +1,17 @@
-"""What a forward pass of the model and its loss give."""
+"""What a forward pass of the model and its loss give, and the temperature that goes with it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from crossearth_sar.decoder import DecoderOutput
+from crossearth_sar.errors import InputError
 from crossearth_sar.moe import RoutingInfo
 
 
@@ -17,6 +21,20 @@ class ModelOutput:
 
     decoder: DecoderOutput
     routing: tuple[RoutingInfo, ...]
+
+
+def checked_temperature(value: Any, where: Path) -> float | None:
+    """The number that divides log probabilities (evaluation/calibration.py), as a model folder says it."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise InputError(
+            f"«temperature» in {where} is none",
+            got=repr(value),
+            expected="a number above 0",
+            fix="remove it: then probabilities are as they are computed",
+        )
+    return float(value)
 
 
 @dataclass(frozen=True)

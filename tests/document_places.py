@@ -52,6 +52,26 @@ def own_images(place: Path) -> None:
     backbone(place)
 
 
+def two_models(place: Path) -> None:
+    """my.yaml with its images, and two models for them."""
+    own_images(place)
+    for name in ("cpt", "finetune"):
+        model_folder(place / "runs" / name / "model", 2)
+
+
+def own_domains(place: Path) -> None:
+    """docs/BENCHMARKS.md's domains.yaml, with its images, and two models of seven classes."""
+    (block,) = (b for b in blocks("yaml") if "name: my-lake" in b.text)
+    (place / "domains.yaml").write_text(block.text.replace("/data", "data"), encoding="utf-8")
+    if not (place / "data" / "lake").exists():
+        for i in range(2):
+            decibels = _decibels(i, 1)[0]
+            save(place / "data" / "lake" / "images" / f"{i}.tif", decibels)
+            save(place / "data" / "lake" / "labels" / f"{i}.png", (decibels < -10).astype(np.uint8))
+    for name in ("a", "b"):
+        model_folder(place / "runs" / name / "model", 7, named=True)
+
+
 def backbone(place: Path) -> None:
     """BACKBONE: a model folder of this package."""
     model_folder(place / "backbone", 2)

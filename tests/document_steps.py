@@ -91,6 +91,9 @@ TABLE: dict[str, Step | Built | Left] = {
     "crossearth-sar evaluate --all --model 'runs/finetune-{benchmark}/model' --data-root /data": Step(
         places.one_target, "--max-images 1 --pictures 1", TARGET, SCORED
     ),
+    "crossearth-sar evaluate --config my.yaml --model runs/cpt/model runs/finetune/model": Step(
+        places.two_models, "--pictures 1 --output runs/side-by-side", leaves=("runs/side-by-side/README.md",)
+    ),
     "crossearth-sar label --teacher FOLDER --dataset SEN12 --data-root /data --output /data/pseudo/SEN12": Step(
         places.teachers, replace={"FOLDER": "seven", "/data": "data"},
         leaves=("data/pseudo/SEN12/labels/ROIs1_a/s1_3/ROIs1_a_s1_3_p1.png",),
@@ -108,6 +111,12 @@ TABLE: dict[str, Step | Built | Left] = {
     ),
     "crossearth-sar evaluate --data-root /data --all --adapter mypackage.mymodel:build --name mymodel": Step(
         places.one_target, "--max-images 1 --pictures 1", TARGET, SCORED
+    ),
+    "crossearth-sar evaluate --config domains.yaml --model runs/a/model runs/b/model": Step(
+        places.own_domains, "--pictures 1", leaves=("runs/evaluate/README.md", "runs/evaluate/metrics.json")
+    ),
+    "crossearth-sar evaluate --config domains.yaml --model runs/a/model --as other=building,road --calibrate my-lake": Step(
+        places.own_domains, "--pictures 1", leaves=("runs/evaluate/classes.csv",)
     ),
     # docs/FINETUNING.md
     "crossearth-sar finetune --config finetune_water --set data_root=FOLDER weights=BACKBONE": WATER,

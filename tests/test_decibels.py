@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossearth_sar.data.domain import Domain, DomainConfig, measure_db
+from crossearth_sar.data.domain import Domain, DomainConfig
+from crossearth_sar.data.domain_statistics import measure_db
 from crossearth_sar.data.files.readers import RawImage
 from crossearth_sar.data.sample import ClassTable, Sample
 from crossearth_sar.data.simulator.scenes import SimulatedScene, SimulatorConfig

@@ -153,9 +153,18 @@ def teacher_map(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(teacher_class_map(content["teacher_classes"], content).unmapped) == ["city"]
 
 
+def own_domains(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/BENCHMARKS.md's domains are scored, on the data they name."""
+    places.own_domains(place)
+    words = ["evaluate", "--config", "domains.yaml", "--model", "runs/a/model", "--pictures", "0"]
+    assert main(words) == 0, capsys.readouterr().err
+    assert "## my-lake: 2 images" in (place / "runs" / "evaluate" / "README.md").read_text()
+
+
 YAML: dict[str, Callable[[Path, pytest.CaptureFixture[str]], None]] = {
     "name: my-sensor": own_images,
     "name: two-sources": own_mixture,
+    "name: my-lake": own_domains,
     "AIR-PolSAR-Seg-2.0:": changed_rows,
     "teacher_classes:": teacher_map,
 }

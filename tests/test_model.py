@@ -331,7 +331,7 @@ def test_overlapping_windows_are_averaged(monkeypatch: pytest.MonkeyPatch) -> No
         return part
 
     monkeypatch.setattr(model.decoder, "semantic_scores", scores)
-    averaged = model._slide(amplitude(1, 1, 64, 130), torch.zeros(1), torch.ones(1), None)
+    averaged = model.slide_scores(amplitude(1, 1, 64, 130), torch.zeros(1), torch.ones(1), None)
     # columns: window 1 is 0..63, window 2 is 40..103, window 3 is 66..129
     for column, expected in ((0, [0.9, 0, 0]), (50, [0.45, 0.5, 0]), (65, [0, 1.0, 0]), (80, [0, 0.5, 0.15])):
         torch.testing.assert_close(averaged[0, :, 0, column], torch.tensor(expected))

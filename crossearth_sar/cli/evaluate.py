@@ -1,9 +1,11 @@
-"""Scores of a model on the 22 benchmarks, beside the paper's.
+"""Scores of a model on the 22 benchmarks, beside the paper's; of any models on images of your own.
 
     crossearth-sar evaluate --list                                  the rows, and where their data belong
     crossearth-sar evaluate --data-root /data --benchmark N2S K2C --model runs/finetune-{benchmark}/model
     crossearth-sar evaluate --data-root /data --all --model runs/finetune-{benchmark}/model
     crossearth-sar evaluate --data-root /data --all --adapter mypackage.mymodel:build --name mymodel
+    crossearth-sar evaluate --config my.yaml --model runs/a/model runs/b/model      images of your own
+    crossearth-sar evaluate --config my.yaml --model runs/a/model --calibrate       and a temperature for it
 
 --model is a folder that save_model, finetune or train wrote; {benchmark} in it stands for the row's name
 as part of a file name (C(r)2R is C-r-2R). --adapter names a function of any other model: called with
@@ -15,6 +17,10 @@ its reason and the others go on; the exit status is then 1. The tables are writt
 
 Writes results.json, results.csv, results.md, confusion-*.csv, pictures and report.html into --output; of a
 sparse model also which experts each domain uses, experts-by-domain.csv and, from two rows on, as a picture.
+
+--config is a YAML file that lists `domains`, or a training run's: then what it holds out and its unseen
+domains are scored. All models stand side by side in README.md, metrics.json, classes.csv, images.csv and
+confusion-*.csv in --output. Run the same command again to go on after a stop. docs/BENCHMARKS.md says more.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ import logging
 import sys
 from pathlib import Path
 
+from crossearth_sar.cli.evaluate_own import run_own
 from crossearth_sar.cli.options import (
     add_data_root_option,
     add_device_option,
@@ -55,6 +62,9 @@ from crossearth_sar.model import CONFIG_FILE, CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
 from crossearth_sar.spacing import evenly_spaced
 
+OUTPUT = "runs/evaluate"
+"""Where results go unless --output says so."""
+
 PLACEHOLDER = "{benchmark}"
 """In --model: the row's name as part of a file name."""
 
@@ -67,18 +77,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--benchmark", nargs="+", metavar="KEY", help="rows to run, by their names")
     rows.add_argument("--all", action="store_true", help="all rows whose target data are there")
+    rows.add_argument("--config", metavar="YAML|NAME", help="domains of your own, or a training run's")
     models = parser.add_mutually_exclusive_group()
-    models.add_argument("--model", metavar="FOLDER", help="a saved model of this package")
+    models.add_argument(
+        "--model", metavar="FOLDER", nargs="+", help="a saved model of this package; with --config several"
+    )
     models.add_argument("--adapter", metavar="MODULE:FUNCTION", help="another model")
+    add_own_options(parser)
     add_data_root_option(parser)
+    parser.set_defaults(data_root=None)  # as --config says, else here
     add_protocol_options(parser)
     parser.add_argument("--max-images", type=int, metavar="N", help="score N evenly spaced images a row only")
     parser.add_argument("--pictures", type=int, default=4, metavar="N", help="predictions shown a row")
     parser.add_argument("--crop", type=int, default=512, help="window of an adapter's slide inference")
     parser.add_argument("--stride", type=int, default=341, help="step of an adapter's slide inference")
     parser.add_argument("--name", help="what to call the model in the tables")
-    parser.add_argument("--output", default="runs/evaluate", metavar="FOLDER")
+    parser.add_argument("--output", metavar="FOLDER", help=f"default {OUTPUT}")
     add_device_option(parser)
+
+
+def add_own_options(parser: argparse.ArgumentParser) -> None:
+    own = parser.add_argument_group("with --config")
+    own.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="settings",
+    )
+    own.add_argument(
+        "--as",
+        metavar="CLASS=MODEL_CLASSES",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="counts_as",
+        help="what classes of a model count as that a domain does not have: other=building,road",
+    )
+    own.add_argument(
+        "--calibrate",
+        metavar="DOMAIN",
+        nargs="?",
+        const="",
+        help="fit each model's temperature on every second sample of this domain, the first if none is "
+        "named, and keep it in the model's config.json",
+    )
 
 
 def print_rows() -> None:
@@ -95,6 +140,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         print_rows()
         return 0
+    if arguments.config:
+        if not arguments.model:
+            raise InputError("no model is named", fix="give --model FOLDER …; --adapter is for benchmarks")
+        return run_own(arguments)
+    take_row_defaults(arguments)
     config = protocol_config(arguments, data_root=arguments.data_root, seed=arguments.seed)
     if arguments.adapter:
         look_in_working_folder()
@@ -124,6 +174,21 @@ def run(arguments: argparse.Namespace) -> int:
         page = write_html(output, name, scores, about=about, absent={**absent, **failed}, pictures=pictures)
         print(f"\n{(output / 'results.md').read_text(encoding='utf-8')}\nAll of it: {page}")
     return 1 if failed else 0
+
+
+def take_row_defaults(arguments: argparse.Namespace) -> None:
+    """What the options are where benchmarks are run; InputError for those of --config."""
+    if arguments.overrides or arguments.counts_as or arguments.calibrate is not None:
+        raise InputError("--set, --as and --calibrate are for --config", fix="name a YAML file: --config")
+    if arguments.model and len(arguments.model) > 1:
+        raise InputError(
+            "benchmarks take one model",
+            got=" ".join(arguments.model),
+            fix="name them one by one; {benchmark} in a path stands for the row's name",
+        )
+    arguments.model = arguments.model[0] if arguments.model else None
+    arguments.data_root = "." if arguments.data_root is None else arguments.data_root
+    arguments.output = OUTPUT if arguments.output is None else arguments.output
 
 
 def checked_rows(

@@ -23,7 +23,7 @@ COMMANDS = {
     "plan": "memory per rank, and which layout of ranks fits",
     "train": "pre-train (CPT): all parameters, in one process or under DeepSpeed",
     "finetune": "train a head, an adapter or all of a model on labelled images",
-    "evaluate": "score a model on the 22 benchmarks, beside the paper's figures",
+    "evaluate": "score a model on the 22 benchmarks, or models on images of your own",
     "predict": "class maps of images and whole scenes",
     "label": "pseudo labels by optical teachers",
     "agreement": "how far the pseudo labels of several teachers agree",

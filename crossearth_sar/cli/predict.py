@@ -8,7 +8,7 @@ Each image gives a map of class indices, 255 where nothing was measured: a TIFF 
 transform and CRS where rasterio is installed (pip install 'crossearth-sar[geo]'); all else, and without
 rasterio a TIFF too, gives a PNG in the classes' colours. Maps lie in --output as the images lie below the
 first '*' of their pattern. Run the same command again to go on after a stop: finished maps are left alone.
-docs/PREDICTION.md says more.
+--scores adds how sure each pixel is. docs/PREDICTION.md says more.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from tqdm import tqdm
 
 from crossearth_sar.cli.options import add_device_option, add_normalize_option
 from crossearth_sar.data.datasets.tasks import class_table
-from crossearth_sar.data.domain import MEASURED_SAMPLES
+from crossearth_sar.data.domain_statistics import MEASURED_SAMPLES
 from crossearth_sar.data.files.amplitude import ValueKind
 from crossearth_sar.data.files.readers import BandAxis, read_image, read_pixel_m, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
 from crossearth_sar.device import checked_device
 from crossearth_sar.errors import InputError
-from crossearth_sar.evaluation.map_files import write_class_map
-from crossearth_sar.evaluation.scene import Scene, measure_scenes, predict_scene
+from crossearth_sar.evaluation.map_files import write_class_map, write_percent_map
+from crossearth_sar.evaluation.scene import Scene, measure_scenes, predict_scene, predict_scene_confidence
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
 from crossearth_sar.shipped import model_folder, shipped_models
@@ -69,18 +69,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--band-axis", choices=get_args(BandAxis), default="auto")
     add("--array-key", metavar="NAME", help="which array of an .npz")
     add("--pixel-m", "--pixel_m", type=float, metavar="METRES", help="ground spacing, over a GeoTIFF's tags")
+    add("--scores", action="store_true", help="beside each map NAME-scores: how sure it is, in percent")
     add_device_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     device = checked_device(arguments.device)
     maps = maps_of_images(arguments.images, Path(arguments.output).expanduser())
+    if arguments.scores:
+        require_free_names(list(maps.values()))
     model = load_model(arguments.model, device=device)
     check_headers(arguments, list(maps), model.config.bands)
     arguments.values = arguments.values or guessed_values(arguments, next(iter(maps)))
     tell_unknown_spacing(arguments, model, list(maps))
     record = open_record(arguments, model, list(maps))
-    waiting = {image: target for image, target in maps.items() if not target.is_file()}
+    waiting = {image: target for image, target in maps.items() if not is_there(target, arguments.scores)}
     if len(waiting) < len(maps):
         print(f"{len(maps) - len(waiting)} of {len(maps)} maps are there already", flush=True)
     failed = 0
@@ -92,6 +95,26 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"\nno map: {error}\n", file=sys.stderr, flush=True)
     print(f"{len(maps) - failed} of {len(maps)} maps in {arguments.output}")
     return 1 if failed else 0
+
+
+def is_there(target: Path, scores: bool) -> bool:
+    """Whether the map is finished, and the one of its scores where that is wanted."""
+    return target.is_file() and (not scores or scores_file(target).is_file())
+
+
+def require_free_names(targets: list[Path]) -> None:
+    """InputError where a map has the name that another's scores would get."""
+    taken = {scores_file(target) for target in targets} & {*targets}
+    if taken:
+        raise InputError(
+            f"--scores would write over the map {min(taken)}",
+            fix="rename its image, or give it a run and an --output of its own",
+        )
+
+
+def scores_file(target: Path) -> Path:
+    """Where the scores of a map lie: beside it, `NAME-scores`."""
+    return target.with_stem(f"{target.stem}-scores")
 
 
 def maps_of_images(patterns: list[str], output: Path) -> dict[Path, Path]:
@@ -296,9 +319,16 @@ def predict(
     seen = scene.working_size(model.config.pixel_m)
     windows = len(list(sliding_windows(*seen, model.config.crop_size, model.config.crop_stride)))
     with tqdm(total=windows, unit="window", leave=False, disable=not sys.stderr.isatty()) as bar:
-        found = predict_scene(model, scene, mean, std, on_window=lambda _: bar.update())
+        like = image if target.suffix == ".tif" else None
+        if arguments.scores:
+            found, percent = predict_scene_confidence(
+                model, scene, mean, std, on_window=lambda _: bar.update()
+            )
+            write_percent_map(percent, scores_file(target), like=like)
+        else:
+            found = predict_scene(model, scene, mean, std, on_window=lambda _: bar.update())
     classes = ClassTable(names=tuple(record["classes"]), palette=tuple(map(tuple, record["palette"])))
-    write_class_map(found, target, classes, like=image if target.suffix == ".tif" else None)
+    write_class_map(found, target, classes, like=like)
     blocks = np.array_split(found, max(1, height // 512))  # bincount makes eight bytes of each
     pixels = np.sum([np.bincount(block.ravel(), minlength=IGNORE_INDEX + 1) for block in blocks], axis=0)
     shares = [f"{name} {n / found.size:.1%}" for name, n in zip(classes.names, pixels, strict=False) if n]

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from crossearth_sar.config import require
 from crossearth_sar.data.datasets.folder import FolderConfig
 from crossearth_sar.data.datasets.folder_scenes import FolderScenes
@@ -27,15 +25,11 @@ from crossearth_sar.data.datasets.official import OfficialDataset, Part
 from crossearth_sar.data.datasets.places import missing_dataset
 from crossearth_sar.data.datasets.published import named_task, open_spec
 from crossearth_sar.data.datasets.spec import DatasetSpec
+from crossearth_sar.data.domain_statistics import ImageStatistics, measure_db
 from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample, SegmentationDataset
 from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
-from crossearth_sar.data.working_scale import measured_amplitude
-from crossearth_sar.decibels import DomainStatistics
 from crossearth_sar.errors import InputError
 from crossearth_sar.spacing import evenly_spaced
-
-MEASURED_SAMPLES = 32
-"""Evenly spaced samples whose pixels give a domain's mean and standard deviation."""
 
 LABELLED_SAMPLES = 64
 """Evenly spaced samples among which one must have a labelled pixel, for a domain to train on."""
@@ -96,7 +90,7 @@ class DomainConfig:
     mixture: tuple[DomainConfig, ...] = ()
     """Domains of the same classes, one after the other; each keeps its own statistics."""
     normalize: str = "domain"
-    """Whose dB statistics: domain, of the whole of it, or image, of each."""
+    """Whose dB statistics: domain, of the whole of it, or image, of each; tiles of one image share its."""
     max_samples: int | None = None
     """Takes only so many samples, evenly spaced; null: all."""
 
@@ -168,7 +162,8 @@ class Domain:
         self._chosen = evenly_spaced(len(dataset), config.max_samples or len(dataset))
         self.db_mean, self.db_std = (None, None)
         if config.normalize == "domain" and not config.mixture:
-            self.db_mean, self.db_std = measure_db(dataset, pixel_m=pixel_m)
+            self.db_mean, self.db_std = measure_db(dataset, pixel_m=pixel_m, domain=config.name)
+        self._images = ImageStatistics(dataset, pixel_m)
         if pixel_m is not None and len(dataset):
             self._tell_unknown(dataset[0])
 
@@ -182,9 +177,7 @@ class Domain:
             return sample
         mean, std = self.db_mean, self.db_std
         if mean is None or std is None:
-            statistics = DomainStatistics()
-            statistics.add(measured_amplitude(sample, self.pixel_m), sample["name"])
-            mean, std = statistics.result()
+            mean, std = self._images.of(self._chosen[index], sample)
         return {**sample, "db_mean": mean, "db_std": std}
 
     def origin(self, index: int) -> Origin:
@@ -338,20 +331,6 @@ def held_out_of(config: DomainConfig) -> tuple[DomainConfig, DomainConfig]:
     assert official is not None, "the config has checked it"
     train = replace(config, official=replace(official, part="train"))
     return train, replace(config, name=name, official=replace(official, part="test"))
-
-
-def measure_db(
-    dataset: SegmentationDataset, max_samples: int = MEASURED_SAMPLES, *, pixel_m: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation in dB, (C,) each, of evenly spaced samples: `decibels.DomainStatistics`.
-
-    Those that know their ground spacing are brought to `pixel_m` metres per pixel first.
-    """
-    statistics = DomainStatistics()
-    for index in evenly_spaced(len(dataset), max_samples, ends=True):
-        sample = dataset[index]
-        statistics.add(measured_amplitude(sample, pixel_m), sample["name"])
-    return statistics.result()
 
 
 def _require_present(config: DomainConfig, root: str) -> None:

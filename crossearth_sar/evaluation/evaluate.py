@@ -15,7 +15,8 @@ from crossearth_sar.data.sample import Sample, SegmentationDataset
 from crossearth_sar.data.working_scale import at_working_scale
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
 from crossearth_sar.ground_scale import centre_pixels
-from crossearth_sar.model import CrossEarthSAR, ModelOutput
+from crossearth_sar.model import CrossEarthSAR, ModelOutput, eval_mode
+from crossearth_sar.network_input import checked_amplitude, statistics_of
 
 
 @dataclass
@@ -58,6 +59,23 @@ def evaluate(model: CrossEarthSAR, dataset: SegmentationDataset, indices: Iterab
     return result
 
 
+@torch.no_grad()
+def sample_scores(model: CrossEarthSAR, sample: Sample) -> Tensor:
+    """(K, h, w) scores of one sample at the model's spacing: the largest is the class it predicts."""
+    device = next(model.parameters()).device
+    working = at_working_scale(sample, model.config.pixel_m)
+    amplitude = checked_amplitude(working["image"][None]).to(device)
+    mean, std = statistics_of(amplitude, *_statistics(sample, device))
+    with eval_mode(model):
+        return model.slide_scores(amplitude, mean, std)[0]
+
+
+def _statistics(sample: Sample, device: torch.device) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Those the sample carries, (1, C) each."""
+    mean, std = sample.get("db_mean"), sample.get("db_std")
+    return (None, None) if mean is None or std is None else (mean[None].to(device), std[None].to(device))
+
+
 def predict_sample(
     model: CrossEarthSAR, sample: Sample, on_window: Callable[[ModelOutput], None] | None = None
 ) -> Tensor:
@@ -67,8 +85,7 @@ def predict_sample(
     pixels.
     """
     device = next(model.parameters()).device
-    mean, std = sample.get("db_mean"), sample.get("db_std")
-    statistics = (mean[None].to(device), std[None].to(device)) if mean is not None and std is not None else ()
     working = at_working_scale(sample, model.config.pixel_m)
-    classes = model.predict(working["image"][None].to(device), *statistics, on_window=on_window)[0]
+    given = _statistics(sample, device)
+    classes = model.predict(working["image"][None].to(device), *given, on_window=on_window)[0]
     return centre_pixels(classes, (sample["mask"].shape[0], sample["mask"].shape[1]))

@@ -45,6 +45,19 @@ def write_class_map(
     return target
 
 
+def write_percent_map(percent_HW: np.ndarray, target: str | Path, *, like: str | Path | None = None) -> Path:
+    """Writes uint8 percents, 255 for nodata, in grey; `target`, `like` and errors as in `write_class_map`."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    if target.suffix == ".png":
+        Image.fromarray(percent_HW).save(part, format="PNG")
+    else:
+        _write_geotiff(percent_HW, part, None, like)
+    os.replace(part, target)
+    return target
+
+
 def _colors(classes: ClassTable) -> list[tuple[int, int, int]]:
     """One for each of 256 values; what is no class has the tone of ignored pixels."""
     neutral = neutral_color(classes.palette)
@@ -52,12 +65,13 @@ def _colors(classes: ClassTable) -> list[tuple[int, int, int]]:
 
 
 def _write_geotiff(
-    classes_HW: np.ndarray, target: Path, classes: ClassTable, like: str | Path | None
+    map_HW: np.ndarray, target: Path, classes: ClassTable | None, like: str | Path | None
 ) -> None:
+    """In the classes' colours; in grey, of percents, without classes."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
-    height, width = classes_HW.shape
+    height, width = map_HW.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an image without one gives a map without
         place = {} if like is None else _georeference(Path(like), (height, width))
@@ -70,14 +84,15 @@ def _write_geotiff(
             height=height,
             width=width,
             nodata=IGNORE_INDEX,
-            photometric="palette",
+            photometric="minisblack" if classes is None else "palette",
             compress="deflate",
             tiled=True,
             **place,
         ) as file:
-            file.write_colormap(1, dict(enumerate(_colors(classes))))
-            file.update_tags(1, **{f"class_{i}": name for i, name in enumerate(classes.names)})
-            file.write(classes_HW, 1)
+            if classes is not None:
+                file.write_colormap(1, dict(enumerate(_colors(classes))))
+                file.update_tags(1, **{f"class_{i}": name for i, name in enumerate(classes.names)})
+            file.write(map_HW, 1)
 
 
 def _georeference(image: Path, size: tuple[int, int]) -> dict[str, Any]:

@@ -63,6 +63,19 @@ class SegmentationScores:
         }
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassRates:
+    """(C,) float64 each, fractions: precision, recall, and F1, their harmonic mean.
+
+    NaN where nothing is divided by: precision of a class that is never predicted, recall of one that never
+    occurs, F1 of one that does neither.
+    """
+
+    precision: Tensor
+    recall: Tensor
+    f1: Tensor
+
+
 class ConfusionMatrix:
     """Counts of (target class, predicted class) pairs over any number of batches.
 
@@ -151,6 +164,14 @@ class ConfusionMatrix:
             pixel_accuracy=int(intersection.sum()) / pixels if pixels else math.nan,
             target_share=per_target.double() / pixels,
             pixels=pixels,
+        )
+
+    def rates(self) -> ClassRates:
+        """Precision, recall and F1 of each class over all that was counted so far."""
+        counts = self.counts.cpu().double()
+        right, predicted, target = counts.diagonal(), counts.sum(0), counts.sum(1)
+        return ClassRates(
+            precision=right / predicted, recall=right / target, f1=2 * right / (predicted + target)
         )
 
     def __repr__(self) -> str:

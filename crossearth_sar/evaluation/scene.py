@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -20,11 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossearth_sar.config import require
+from crossearth_sar.data.domain_statistics import warn_uneven
 from crossearth_sar.data.files.amplitude import ValueKind, to_amplitude
 from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.files.readers import RawImage
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.decibels import DomainStatistics
+from crossearth_sar.evaluation.calibration import at_temperature, log_probabilities
 from crossearth_sar.ground_scale import any_valid_bins, average_bins, bins_of, centre_pixels, working_size
 from crossearth_sar.model import CrossEarthSAR, ModelOutput, eval_mode
 from crossearth_sar.spacing import sliding_windows
@@ -79,6 +82,8 @@ class Scene:
 def measure_scenes(scenes: Iterable[Scene], pixel_m: float | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation in dB of the scenes together, (C,) each: `decibels.DomainStatistics`.
 
+    A warning is logged where their own means lie more than `decibels.UNEVEN_DB` apart.
+
     Args:
         pixel_m: ground spacing of the model that they are for; scenes that know theirs are brought to it.
 
@@ -91,10 +96,10 @@ def measure_scenes(scenes: Iterable[Scene], pixel_m: float | None = None) -> tup
         for block in scene.blocks(pixel_m):
             statistics.add(block, scene.raw.path)
         del scene  # or it would still be there while the next one is read
+    warn_uneven(statistics, "the images", "--normalize image")
     return statistics.result()
 
 
-@torch.no_grad()
 def predict_scene(
     model: CrossEarthSAR,
     scene: Scene,
@@ -118,16 +123,49 @@ def predict_scene(
         InputError: for values that are not what they are declared to be, too many classes for a byte, or a
             spacing too far from the model's.
     """
+    return _predict(model, scene, db_mean, db_std, on_window, confidence=False)[0]
+
+
+def predict_scene_confidence(
+    model: CrossEarthSAR,
+    scene: Scene,
+    db_mean: Tensor,
+    db_std: Tensor,
+    *,
+    on_window: Callable[[ModelOutput], object] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`predict_scene`, and (H, W) uint8: the probability of each pixel's class in percent, 255 not measured.
+
+    Probabilities are at the model's temperature, see `calibration.py`.
+    """
+    classes_HW, percent_HW = _predict(model, scene, db_mean, db_std, on_window, confidence=True)
+    assert percent_HW is not None, "asked for"
+    return classes_HW, percent_HW
+
+
+@torch.no_grad()
+def _predict(
+    model: CrossEarthSAR,
+    scene: Scene,
+    db_mean: Tensor,
+    db_std: Tensor,
+    on_window: Callable[[ModelOutput], object] | None,
+    *,
+    confidence: bool,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(H, W) classes, and percents where they are asked for."""
     config, device = model.config, next(model.parameters()).device
     require(config.num_classes <= IGNORE_INDEX, "num_classes", config.num_classes, "at most 255, for a byte")
     db_mean, db_std = db_mean[None].to(device), db_std[None].to(device)
     size = height, width = scene.working_size(config.pixel_m)
     classes_HW = np.empty(size, np.uint8)
+    percent_HW = np.empty(size, np.uint8) if confidence else None
     strip = _Strip(config.num_classes, min(config.crop_size, height), width, device)
+    strip.temperature = model.temperature
     with eval_mode(model):
         windows = sliding_windows(height, width, config.crop_size, config.crop_stride)
         for rows, row_of_windows in groupby(windows, key=lambda window: window[0]):
-            strip.move_to(rows.start, classes_HW)
+            strip.move_to(rows.start, classes_HW, percent_HW)
             image_ChW, valid_hW = scene.working_rows(rows, size)
             for _, columns in row_of_windows:
                 valid_hw = valid_hW[:, columns]
@@ -136,12 +174,18 @@ def predict_scene(
                     window = torch.from_numpy(filled)[None]
                     scores = _window_scores(model, window.to(device), db_mean, db_std, on_window)
                     strip.add(columns, scores)
-        strip.move_to(height, classes_HW)
-    classes_HW = centre_pixels(torch.from_numpy(classes_HW), scene.size).numpy()
-    for top in range(0, scene.size[0], config.crop_size):  # in parts, for the negation is a copy
-        rows = slice(top, top + config.crop_size)
-        classes_HW[rows][~scene.raw.valid[rows]] = IGNORE_INDEX
-    return classes_HW
+        strip.move_to(height, classes_HW, percent_HW)
+    own = partial(_own_pixels, scene=scene, rows_at_once=config.crop_size)
+    return own(classes_HW), None if percent_HW is None else own(percent_HW)
+
+
+def _own_pixels(map_HW: np.ndarray, scene: Scene, rows_at_once: int) -> np.ndarray:
+    """A map at the model's spacing on the scene's pixels, 255 where nothing was measured."""
+    own_HW = centre_pixels(torch.from_numpy(map_HW), scene.size).numpy()
+    for top in range(0, scene.size[0], rows_at_once):  # in parts, for the negation is a copy
+        rows = slice(top, top + rows_at_once)
+        own_HW[rows][~scene.raw.valid[rows]] = IGNORE_INDEX
+    return own_HW
 
 
 class _Strip:
@@ -151,17 +195,22 @@ class _Strip:
         self.top = 0
         self.scores_KhW = torch.zeros(classes, height, width, device=device)
         self.hits_hW = torch.zeros(height, width, device=device)
+        self.temperature: float | None = None
 
     def add(self, columns: slice, scores_Khw: Tensor) -> None:
         self.scores_KhW[..., columns] += scores_Khw
         self.hits_hW[:, columns] += 1
 
-    def move_to(self, top: int, classes_HW: np.ndarray) -> None:
-        """Writes the classes of the rows above `top`, and makes room for as many below."""
+    def move_to(self, top: int, classes_HW: np.ndarray, percent_HW: np.ndarray | None) -> None:
+        """Writes the classes of the rows above `top`, and how sure they are; makes room for as many below."""
         done = min(top - self.top, len(self.hits_hW))
         if done:
-            finished = (self.scores_KhW[:, :done] / self.hits_hW[:done]).argmax(0)
-            classes_HW[self.top : self.top + done] = finished.to(torch.uint8).cpu().numpy()
+            scores_KhW = self.scores_KhW[:, :done] / self.hits_hW[:done]
+            rows = slice(self.top, self.top + done)
+            classes_HW[rows] = scores_KhW.argmax(0).to(torch.uint8).cpu().numpy()
+            if percent_HW is not None:
+                sure_hW = at_temperature(log_probabilities(scores_KhW), self.temperature).amax(0)
+                percent_HW[rows] = (100 * sure_hW).nan_to_num().round().to(torch.uint8).cpu().numpy()
             for sums in (self.scores_KhW, self.hits_hW):
                 sums.copy_(sums.roll(-done, dims=-2))
                 sums[..., sums.shape[-2] - done :, :] = 0

@@ -17,6 +17,7 @@ from crossearth_sar.cli.main import main
 from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.files.readers import read_bands
 from crossearth_sar.device import checked_device
+from crossearth_sar.evaluation.calibration import store_temperature
 
 SMALL = {
     "vit": {"dim": 32, "num_heads": 2, "image_size": 64, "patch_size": 16, "depth": 4},
@@ -237,3 +238,46 @@ def test_at_the_ground_spacing_of_the_model(
     assert "got: pixel_m 7.0" in capsys.readouterr().err
     assert run(*arguments, "--pixel-m", "0.01", output="wrong") != 0
     assert "0.01 m a pixel is not for a model that works at 10 m" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_rasterio")
+def test_scores_lie_beside_the_maps(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Percents at the model's temperature; the classes are the same with and without."""
+    assert run(*ALL) == 0
+    assert run(*ALL, "--scores") == 0, "the same maps go on"
+    assert "are there already" not in capsys.readouterr().out
+    model, record = load_model("model"), json.loads(Path("maps/prediction.json").read_text())
+    mean, std = torch.tensor(record["db_mean"])[None], torch.tensor(record["db_std"])[None]
+    values = torch.from_numpy(read_bands("data/b/three.npy").astype(np.float32))[None]
+    scores = model.eval().slide_scores(values, mean, std)[0]
+    expected = {}
+    for temperature in (None, 3.0):
+        powers = (scores / scores.sum(0)) ** (1 / (temperature or 1))
+        expected[temperature] = (100 * powers / powers.sum(0)).amax(0).detach().numpy()
+    np.testing.assert_allclose(read_bands("maps/b/three-scores.png")[0], expected[None], atol=0.6)
+    two, sure = read_bands("maps/a/two.png")[0], read_bands("maps/a/two-scores.png")[0]
+    assert np.array_equal(two == 255, sure == 255)
+    assert (sure == 255).sum() == 9 * 17
+    assert sure[sure != 255].max() <= 100
+    (place / "warm").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (place / "warm" / name).write_bytes((place / "model" / name).read_bytes())
+    store_temperature(place / "warm", 3.0)
+    assert run(*ALL, "--scores", "--model", "warm", output="warm-maps") == 0
+    np.testing.assert_allclose(read_bands("warm-maps/b/three-scores.png")[0], expected[3.0], atol=0.6)
+    assert np.array_equal(read_bands("warm-maps/b/three.png"), read_bands("maps/b/three.png"))
+    Image.fromarray(speckle(40, 40).astype(np.uint8)).save("data/a/one-scores.png")
+    assert run(*ALL, "--scores") == 2
+    assert "--scores would write over the map maps/a/one-scores.png" in capsys.readouterr().err
+
+
+def test_scores_of_a_geotiff(place: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="georeferenced maps")
+    transform = rasterio.Affine(10, 0, 500_000, 0, -10, 4_600_000)
+    size = {"height": 40, "width": 50, "count": 1, "dtype": "float32"}
+    with rasterio.open("scene.tif", "w", crs="EPSG:32633", transform=transform, **size) as file:
+        file.write(speckle(40, 50), 1)
+    assert run("--images", "scene.tif", "--values", "amplitude", "--scores") == 0
+    with rasterio.open("maps/scene-scores.tif") as got:
+        assert (got.crs.to_epsg(), got.transform, got.nodata) == (32633, transform, 255)
+        assert got.read(1).max() <= 100

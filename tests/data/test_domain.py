@@ -15,14 +15,13 @@ from torch import Tensor
 from crossearth_sar.config import from_mapping
 from crossearth_sar.data.datasets.folder import FolderConfig
 from crossearth_sar.data.domain import (
-    MEASURED_SAMPLES,
     Domain,
     DomainConfig,
-    measure_db,
     open_domain,
     require_held_out,
     require_labels,
 )
+from crossearth_sar.data.domain_statistics import MEASURED_SAMPLES, measure_db
 from crossearth_sar.data.sample import ClassTable, Sample
 from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
 from crossearth_sar.data.stream import join_samples

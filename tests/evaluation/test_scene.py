@@ -11,7 +11,8 @@ import torch
 from crossearth_sar import CrossEarthSAR, InputError, build_model
 from crossearth_sar.data.datasets.folder import FolderConfig
 from crossearth_sar.data.datasets.folder_scenes import FolderScenes
-from crossearth_sar.data.domain import DomainConfig, measure_db, open_domain
+from crossearth_sar.data.domain import DomainConfig, open_domain
+from crossearth_sar.data.domain_statistics import measure_db
 from crossearth_sar.data.files.readers import RawImage, read_image
 from crossearth_sar.decibels import db_statistics
 from crossearth_sar.evaluation import scene as module

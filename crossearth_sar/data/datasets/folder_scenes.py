@@ -86,6 +86,19 @@ class FolderScenes:
             mask, valid = mask[window], valid[window]
         return described_sample(image, mask, valid, name, pixel_m)
 
+    def scene_number(self, index: int) -> int:
+        """Which of the images a sample is, or is a tile of."""
+        return self._windows[index][0]
+
+    def scene_name(self, index: int) -> str:
+        """What the image is called that a sample is, or is a tile of."""
+        return self._scenes[self.scene_number(index)].name
+
+    def whole_scene(self, index: int) -> Sample:
+        """The whole image that a sample is, or is a tile of; not to be written into."""
+        image, mask, valid, pixel_m = self._load(self.scene_number(index))
+        return described_sample(image, mask, valid, self.scene_name(index), pixel_m)
+
     def origin(self, index: int) -> Origin:
         """The files of the whole scene, whichever tile of it a sample is: see `sample.Origin`."""
         scene = self._scenes[self._windows[index][0]]
