@@ -65,12 +65,14 @@ MY_SENSOR = Step(
 TARGET = {"/data": "one"}
 SCORED = ("runs/evaluate/results.csv", "runs/evaluate/report.html")
 CI = Left("a target of make, which CI or a person runs whole")
+REAL = Left("images that are not here; tests/benchmarks/test_bench_real.py runs it on others")
 
 TABLE: dict[str, Step | Built | Left] = {
     # README.md
     "make cpt": CI,
     "make test": CI,
     "make bench": CI,
+    "make bench-real": REAL,
     "crossearth-sar train --config my.yaml": MY_SENSOR,
     "crossearth-sar train --config my.yaml --resume": MY_SENSOR,
     "deepspeed --num_accelerators 2 train/cpt.py --config my.yaml --set optim.lr=1e-4 model.moe.top_k=2 output=runs/k2": Step(
@@ -118,6 +120,9 @@ TABLE: dict[str, Step | Built | Left] = {
     "crossearth-sar evaluate --config domains.yaml --model runs/a/model --as other=building,road --calibrate my-lake": Step(
         places.own_domains, "--pictures 1", leaves=("runs/evaluate/classes.csv",)
     ),
+    'make bench-real ARGS="--model runs/cpt/model"': REAL,
+    'make bench-real ARGS="--in-domain --seeds 0 1 2 --no-simple"': REAL,
+    'make bench-real ARGS="--sources wide old --seeds 0 1 2 --curves --no-simple"': REAL,
     # docs/FINETUNING.md
     "crossearth-sar finetune --config finetune_water --set data_root=FOLDER weights=BACKBONE": WATER,
     "crossearth-sar finetune --config finetune_benchmark --benchmark N2S --set data_root=FOLDER weights=BACKBONE": Step(

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bench.experiments.real.sets import channel_power
 from bench.speed.harness import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,17 +81,14 @@ def prepare(real: Path, data: Path) -> Path:
 def write_airsar(source: Path, target: Path) -> None:
     """Amplitudes of HH, VV and HV from the coherency matrix T3, and the labels: all, left half, right half.
 
-    |HH|^2 = (T11 + T22 + 2 Re T12) / 2, |VV|^2 = (T11 + T22 - 2 Re T12) / 2, |HV|^2 = T33 / 2.
     The images stay whole and the other half's labels become 255: a half's own mean and deviation would say
     how much water and town it holds, and normalising by them would shift the classes.
     """
     target.mkdir(exist_ok=True)
     with np.load(source / "t3.npz") as t3:
-        t11, t22, t33 = (t3[name].astype(np.float64) for name in ("T11", "T22", "T33"))
-        real_t12 = t3["rho12_re"].astype(np.float64) * np.sqrt(t11 * t22)
-    powers = {"HH": (t11 + t22) / 2 + real_t12, "VV": (t11 + t22) / 2 - real_t12, "HV": t33 / 2}
+        powers = channel_power({key: t3[key].astype(np.float64) for key in t3.files})
     for polarization, power in powers.items():
-        np.save(target / f"{polarization}.npy", np.sqrt(power.clip(min=0)).astype(np.float32))
+        np.save(target / f"{polarization.upper()}.npy", np.sqrt(power.clip(min=0)).astype(np.float32))
     label = np.asarray(Image.open(source / "label_common4.png"))
     is_left = np.arange(label.shape[1]) < label.shape[1] // 2
     for name, kept in (("all", is_left | ~is_left), ("left", is_left), ("right", ~is_left)):

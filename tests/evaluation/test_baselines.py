@@ -14,9 +14,12 @@ from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.sample import ClassTable, Sample
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.baselines import (
+    OtsuWater,
+    best_otsu_water_scores,
     class_histogram,
     majority_class,
     majority_scores,
+    multilook,
     otsu_threshold_db,
     otsu_water_scores,
 )
@@ -211,3 +214,82 @@ def test_otsu_water_scores_refuses_indices_the_dataset_lacks() -> None:
     ):
         with pytest.raises(InputError, match=says):
             otsu_water_scores(dataset, *arguments)
+
+
+def slow_multilook(amplitude: np.ndarray, window: int) -> np.ndarray:
+    """The root of the mean power of the measured pixels about each, one by one."""
+    half, out = window // 2, np.zeros_like(amplitude)
+    for y, x in np.ndindex(amplitude.shape):
+        part = amplitude[max(y - half, 0) : y + half + 1, max(x - half, 0) : x + half + 1]
+        lit = part[part > 0]
+        out[y, x] = np.sqrt((lit**2).mean()) if len(lit) else 0
+    return out
+
+
+@pytest.mark.parametrize("window", [1, 3, 5, 9])
+@pytest.mark.parametrize("shape", [(13, 7), (3, 20), (1, 1)])
+def test_multilook_is_the_mean_power_of_measured_pixels(shape: tuple[int, int], window: int) -> None:
+    rng = np.random.default_rng(window)
+    amplitude = rng.rayleigh(size=shape)
+    amplitude[rng.random(shape) < 0.3] = 0
+    amplitude[:, : shape[1] // 2] *= rng.random() < 0.5  # a half without a measurement, or none
+    got = multilook(torch.from_numpy(amplitude), window)
+    expected = slow_multilook(amplitude, window) if window > 1 else amplitude
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-9)
+
+
+def test_multilook_refuses_an_even_window() -> None:
+    for window in (0, 2, -1):
+        with pytest.raises(InputError, match="odd"):
+            multilook(torch.ones(4, 4), window)
+        with pytest.raises(InputError, match="odd"):
+            OtsuWater(window=window)
+
+
+def test_a_pooled_threshold_is_that_of_all_images_together() -> None:
+    """One image is land alone: its own threshold calls half of it water, the set's calls none of it so."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 10 ** (torch.randn(2, 64, 64, generator=generator) / 20)
+    halves = torch.ones(64, 64)
+    halves[:32] = 0.05
+    lake, land = noise[0] * halves, noise[1]
+    samples = [sample((halves < 1).long(), lake), sample(torch.zeros(64, 64, dtype=torch.int64), land)]
+    dataset = ListedSamples(samples, class_table(("other", "water")))
+    pooled = OtsuWater(pooled=True)
+    shared = pooled.shared_threshold(dataset)
+    assert shared is not None
+    assert shared == pytest.approx(
+        otsu_threshold_db(20 * torch.cat([lake.flatten(), land.flatten()]).log10()), abs=1e-3
+    )
+    assert OtsuWater().shared_threshold(dataset) is None
+    own, together = (
+        otsu_water_scores(dataset, 1, 0, method=method).scores().iou[1] for method in (None, pooled)
+    )
+    assert own < 0.6 < 0.99 < together
+    method, matrix = best_otsu_water_scores(dataset, 1, 0)
+    assert method.pooled
+    assert float(matrix.scores().iou[1]) >= float(together)
+
+
+def test_multilooking_helps_single_look_images() -> None:
+    scene = speckled_scene(3, contrast_db=8.0)
+    generator = torch.Generator().manual_seed(1)
+    scene["image"] = scene["image"] * -torch.rand(scene["image"].shape, generator=generator).log()
+    dataset = ListedSamples([scene], class_table(("land", "water")))
+    plain, smooth = (
+        float(otsu_water_scores(dataset, 1, 0, method=OtsuWater(window=w)).scores().iou[1]) for w in (1, 9)
+    )
+    assert smooth > plain + 0.2
+
+
+def test_otsu_works_at_a_coarser_spacing_and_answers_on_the_images_own_pixels() -> None:
+    fine = torch.ones(40, 60)
+    fine[:, :20] = 0.1
+    coarse = sample(torch.zeros(40, 60, dtype=torch.int64), fine)
+    coarse["pixel_m"] = 1.0
+    found = OtsuWater(pixel_m=10.0).water_map(coarse)
+    assert torch.equal(found, fine < 0.5)
+    dark = sample(torch.zeros(4, 4, dtype=torch.int64), torch.zeros(4, 4))
+    assert not OtsuWater(pooled=True, window=5).water_map(dark).any()
+    everywhere_dark = ListedSamples([dark], class_table(("land", "water")))
+    assert OtsuWater(pooled=True).shared_threshold(everywhere_dark) is None

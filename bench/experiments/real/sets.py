@@ -158,7 +158,7 @@ def write_set(folder: Path, row: RealSet, real: Path) -> None:
 
 def read_amplitude(path: Path, values: str, band: int = 0) -> np.ndarray:
     """(H, W) float32 of one band, NaN where nothing was measured. 8-bit dB is DN / 8 - 28."""
-    raw = read_image(path, bands=(band,))
+    raw = read_image(present(path), bands=(band,))
     if values == "byte_db":
         amplitude = to_amplitude(raw.values.astype(np.float32) / 8 - 28, "db", valid=raw.valid, name=path)
     else:
@@ -168,11 +168,22 @@ def read_amplitude(path: Path, values: str, band: int = 0) -> np.ndarray:
 
 def read_map(path: Path, classes: dict[int, int]) -> np.ndarray:
     """(H, W) uint8 of a label file: raw value -> class; every value that is not named is ignored."""
-    raw = read_image(path).values[0]
+    raw = read_image(present(path)).values[0]
     label = np.full(raw.shape, IGNORE_INDEX, np.uint8)
     for value, index in classes.items():
         label[raw == value] = index
     return label
+
+
+def present(path: Path) -> Path:
+    """The path of a file that is there.
+
+    Raises:
+        FileNotFoundError: it is not, and `prepare` leaves its set out.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    return path
 
 
 def index_rows(folder: Path, dataset: str) -> list[dict[str, str]]:

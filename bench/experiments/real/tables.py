@@ -154,7 +154,8 @@ def report(store: Store, sets: Sequence[RealSet], out: Path, notes: Sequence[str
     lines = [
         "Percent; in brackets a 95 % bootstrap interval over a set's images, "
         f"{RESAMPLES} resamples; of a set of one image, over its blocks of {BLOCK} pixels, which says "
-        "nothing of other images. With three or five images an interval is rough. ± is the deviation over seeds.",
+        "nothing of other images. With three or five images an interval is rough. ± is the deviation over "
+        "seeds.",
         "The best simple method of a set is chosen with the set's labels: a bar above any one method.",
         "Otsu looks at no label. The fixed threshold and the random forest learn from simulated scenes "
         "alone, at 10 m. Models of seven classes: water where the highest score is water's.",
