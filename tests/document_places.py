@@ -20,7 +20,7 @@ from crossearth_sar.model import build_model, save_model
 SMALL_MODEL: dict[str, Any] = {
     "crop_size": 128,
     "crop_stride": 128,
-    "vit": {"dim": 32, "num_heads": 2, "patch_size": 32, "image_size": 128},
+    "vit": {"dim": 32, "num_heads": 2, "patch_size": 32, "image_size": 128, "stem": ()},
     "decoder": {
         "channels": 32, "num_queries": 6, "pixel_layers": 1, "pixel_ffn_dim": 32, "query_layers": 1,
         "query_ffn_dim": 32, "num_points": 64,

@@ -12,7 +12,7 @@ import document_places as places
 
 MODEL = (
     "preset=crossearth_sar_tiny model.crop_size=128 model.crop_stride=128 model.vit.dim=32 "
-    "model.vit.num_heads=2 model.vit.patch_size=32 model.vit.image_size=128 model.decoder.channels=32 "
+    "model.vit.num_heads=2 model.vit.stem=[] model.vit.patch_size=32 model.vit.image_size=128 model.decoder.channels=32 "
     "model.decoder.num_queries=6 model.decoder.pixel_layers=1 model.decoder.pixel_ffn_dim=32 "
     "model.decoder.query_layers=1 model.decoder.query_ffn_dim=32 model.decoder.num_points=64"
 )

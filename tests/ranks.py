@@ -120,6 +120,7 @@ def micro_run(output: Path, **changes: Any) -> Any:
         "model": {
             "pixel_m": None,
             "bands": None,
+            "moe": {"descriptors": ["entropy", "enl", "roughness"]},
             "crop_size": 64,
             "crop_stride": 64,
             "vit": {"dim": 32, "num_heads": 2, "patch_size": 16, "image_size": 64, "stem": ()},

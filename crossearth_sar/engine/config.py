@@ -14,6 +14,7 @@ from crossearth_sar.config_keys import settings_of
 from crossearth_sar.data.domain import DomainConfig
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.data.transforms import AugmentConfig
+from crossearth_sar.descriptors.named import SCALE_FREE_DESCRIPTORS
 from crossearth_sar.errors import InputError
 from crossearth_sar.peft import EarthAdapterConfig
 from crossearth_sar.presets import ModelConfig
@@ -185,7 +186,7 @@ def simulated_run() -> RunConfig:
     )  # fmt: skip
     return RunConfig(
         output="runs/cpt",
-        model={"pixel_m": 10.0, "bands": 1},
+        model={"pixel_m": 10.0, "bands": 1, "moe": {"descriptors": list(SCALE_FREE_DESCRIPTORS)}},
         augment=AugmentConfig(scale_min=1.0, scale_max=1.0, max_class_share=1.0, gain_db=0.0),
         optim=OptimConfig(lr=2e-3, warmup_steps=100),  # from scratch, and small
         steps=2000,

@@ -34,8 +34,12 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL: dict[str, Any] = {
     "crop_size": 64,
     "crop_stride": 48,
-    "vit": {"dim": 32, "num_heads": 2, "image_size": 64},
+    "vit": {"dim": 32, "num_heads": 2, "image_size": 64, "stem": ()},
     "decoder": {
+        "kind": "mask2former",
+        "class_weight": 2.0,
+        "dice_weight": 5.0,
+        "num_heads": 4,
         "channels": 32,
         "num_queries": 8,
         "pixel_layers": 1,

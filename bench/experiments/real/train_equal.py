@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bench.experiments.real.sets import RealSet
 from bench.experiments.real.unet import PeerConfig, SmallUNet
-from crossearth_sar.config import parse_overrides
+from crossearth_sar.config import layered, parse_overrides
 from crossearth_sar.data.domain import Domain, DomainConfig, open_domain
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.data.stream import TrainStream, join_samples
@@ -27,6 +27,7 @@ from crossearth_sar.data.transforms import AugmentConfig, TrainTransform
 from crossearth_sar.engine.config import simulated_run
 from crossearth_sar.engine.optim import parameter_groups
 from crossearth_sar.model import CrossEarthSAR, build_model
+from crossearth_sar.presets import ModelConfig
 from crossearth_sar.provenance import provenance
 
 BATCH, RATE, DECAY_POWER, WEIGHT_DECAY, CLIP_NORM = 8, 2e-3, 0.9, 0.05, 1.0
@@ -71,7 +72,8 @@ def build(contender: str, classes: int, pixel_m: float | None) -> Contender:
     base, *settings = contender.split("+")
     if base == "unet":
         return SmallUNet(PeerConfig(classes, pixel_m, CROP))
-    changes = {"pixel_m": pixel_m, **parse_overrides(settings)}
+    default = {**simulated_run().model, "pixel_m": pixel_m, "bands": None}
+    changes = layered(ModelConfig, default, parse_overrides(settings))
     return build_model("crossearth_sar_tiny", classes, changes=changes, sparse=base == "tiny")
 
 
