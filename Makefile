@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One rank per GPU; two on a machine without one, so that expert parallelism is at work there too.
 RANKS ?= $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_count() or 2)')
 
-.PHONY: venv cpt test bench bench22 ablations bench-real gpu-check
+.PHONY: venv cpt test weights bench bench22 ablations bench-real gpu-check
 
 venv: $(VENV)/.installed
 
@@ -68,6 +68,11 @@ REAL ?= ../shared
 
 bench-real: venv
 	$(BIN)/python -m bench.experiments.real.bench_real --real "$(REAL)" $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+# The weights that come with the package: about half an hour on a CPU.
+weights: venv
+	$(BIN)/crossearth-sar train --config pretrain_tiny --resume $(ARGS)
+	$(BIN)/python -m bench.experiments.ship_weights
 
 gpu-check: $(if $(GPU_PYTHON),,venv)
 	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(GPU_PYTHON),$(BIN)/python) -m bench.speed.gpu_check \

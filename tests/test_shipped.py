@@ -1,0 +1,72 @@
+"""The model in the box: it loads by name, is small, says what it is, and tells water from land."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from crossearth_sar import load_model
+from crossearth_sar.cli.main import main
+from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
+from crossearth_sar.errors import InputError
+from crossearth_sar.model import WEIGHTS_FILE
+from crossearth_sar.shipped import WEIGHTS, model_folder, shipped_models
+
+
+def test_the_shipped_model_loads_by_name() -> None:
+    assert shipped_models() == ["tiny"]
+    model = load_model("tiny")
+    assert model.class_names is not None
+    assert "water" in model.class_names
+    assert (model.config.pixel_m, model.config.bands) == (10.0, 1)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_it_is_small_and_has_a_card() -> None:
+    assert (WEIGHTS / "tiny" / WEIGHTS_FILE).stat().st_size <= 10_000_000
+    card = (WEIGHTS / "tiny" / "README.md").read_text(encoding="utf-8")
+    for words in ("simulated", "Scores", "fails", "make weights"):
+        assert words in card
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert model_folder("tiny") == WEIGHTS / "tiny"
+    (tmp_path / "tiny").mkdir()
+    assert model_folder("tiny") == Path("tiny")
+    assert model_folder("other") == Path("other")
+    with pytest.raises(InputError, match=r"no model in .*(?s:.*)a model of the package: tiny"):
+        load_model("other")
+
+
+def test_it_tells_water_from_land_on_places_it_was_not_trained_on() -> None:
+    """Of pixels that are water in lakes and coasts of a plain sensor, and of those that are not."""
+    scenes = SimulatedScenes(
+        SimulatorConfig(
+            length=12, image_size=128, seed=77, region="coastal", ground="landscape", resolution_m=10.0,
+            looks=9, speckle_correlation=0.5, polarization="VV",
+        )
+    )  # fmt: skip
+    model = load_model("tiny")
+    assert model.class_names is not None
+    water = model.class_names.index("water")
+    both = either = 0
+    for index in range(len(scenes)):
+        sample = scenes[index]
+        found = model.predict(sample["image"][None])[0] == water
+        there = sample["mask"] == water
+        both += int((found & there).sum())
+        either += int((found | there).sum())
+    assert both / either > 0.6
+
+
+def test_predict_needs_nothing_but_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    monkeypatch.chdir(tmp_path)
+    image = torch.rand(2, 70, 90).numpy().astype(np.float32) + 0.1
+    np.save(tmp_path / "scene.npy", image)
+    assert main(["predict", "--images", "scene.npy"]) == 0
+    assert (tmp_path / "maps" / "scene.png").is_file()
