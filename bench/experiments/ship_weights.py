@@ -3,8 +3,8 @@
     make weights                                                   # trains, then this
     python -m bench.experiments.ship_weights --run runs/pretrain-tiny [--name tiny]
 
-Parameters are kept in half precision, which takes half the space, and buffers, the descriptors' statistics, as
-they are; `load_model` makes float32 of both. Scores on a held-out simulated domain must hardly change by
+Parameters are kept in half precision, which takes half the space, and buffers, the statistics of descriptors,
+as they are; `load_model` makes float32 of both. Scores on a held-out simulated domain must hardly change by
 that, which is looked at. The model card beside them is written from the reports.
 """
 
