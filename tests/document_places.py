@@ -130,6 +130,7 @@ def scenes(place: Path) -> None:
     for i in range(2):
         save(place / "scenes" / f"{i}.tif", _decibels(i, 1)[0])
         save(place / "scenes" / "2026" / f"s1_{i}.tif", _decibels(i, 1)[0])
+    save(place / "scene.tif", _decibels(0, 1)[0])
     rng = np.random.default_rng(0)
     scene = rng.normal(size=(130, 70)) + 1j * rng.normal(size=(130, 70))
     np.save(place / "scene.npy", scene.astype(np.complex64))

@@ -123,6 +123,7 @@ TABLE: dict[str, Step | Built | Left] = {
     'make bench-real ARGS="--model runs/cpt/model"': REAL,
     'make bench-real ARGS="--in-domain --seeds 0 1 2 --no-simple"': REAL,
     'make bench-real ARGS="--sources wide old --seeds 0 1 2 --curves --no-simple"': REAL,
+    "crossearth-sar predict --images scene.tif": Step(places.scenes, leaves=("maps/prediction.json",)),
     # docs/FINETUNING.md
     "crossearth-sar finetune --config finetune_water --set data_root=FOLDER weights=BACKBONE": WATER,
     "crossearth-sar finetune --config finetune_benchmark --benchmark N2S --set data_root=FOLDER weights=BACKBONE": Step(
