@@ -69,7 +69,7 @@ REAL ?= ../shared
 bench-real: venv
 	$(BIN)/python -m bench.experiments.real.bench_real --real "$(REAL)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
-# The weights that come with the package: about half an hour on a CPU.
+# The weights that come with the package: some minutes on a CPU.
 weights: venv
 	$(BIN)/crossearth-sar train --config pretrain_tiny --resume $(ARGS)
 	$(BIN)/python -m bench.experiments.ship_weights
