@@ -297,7 +297,7 @@ def test_predict_moves_the_image_to_the_model(monkeypatch: pytest.MonkeyPatch) -
     """Without a second device: «meta» stands for the image's, and what is moved is moved here."""
     model, image, moved = micro(), amplitude(1, 1, 64, 64), []
     elsewhere = image.to("meta")
-    monkeypatch.setattr("crossearth_sar.model.checked_amplitude", lambda _: elsewhere)
+    monkeypatch.setattr("crossearth_sar.model.checked_amplitude", lambda *_: elsewhere)
     real = torch.Tensor.to
 
     def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -41,10 +41,11 @@ def build_wheel(source: Path, folder: Path, choice: str) -> subprocess.Completed
 
 
 def package_files() -> set[str]:
-    """What belongs into the package: its modules and kernels, tables, recipes and the mark of its types."""
+    """What belongs into the package: modules, kernels, tables, recipes, weights and the mark of its types."""
     found = {"crossearth_sar/py.typed"}
     for suffix in ("py", "csv", "yaml"):
         found |= {str(path.relative_to(ROOT)) for path in (ROOT / "crossearth_sar").rglob(f"*.{suffix}")}
+    found |= {str(path.relative_to(ROOT)) for path in (ROOT / "crossearth_sar" / "weights").glob("*/*")}
     return found | {f"crossearth_sar/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from crossearth_sar import load_model
 from crossearth_sar.cli.main import main
-from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
+from crossearth_sar.data.domain import open_domain
+from crossearth_sar.data.sample import IGNORE_INDEX
+from crossearth_sar.engine.config import simulated_run
 from crossearth_sar.errors import InputError
+from crossearth_sar.evaluation.evaluate import predict_sample
 from crossearth_sar.model import WEIGHTS_FILE
 from crossearth_sar.shipped import WEIGHTS, model_folder, shipped_models
 
@@ -42,29 +46,22 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_it_tells_water_from_land_on_places_it_was_not_trained_on() -> None:
-    """Of pixels that are water in lakes and coasts of a plain sensor, and of those that are not."""
-    scenes = SimulatedScenes(
-        SimulatorConfig(
-            length=12, image_size=128, seed=77, region="coastal", ground="landscape", resolution_m=10.0,
-            looks=9, speckle_correlation=0.5, polarization="VV",
-        )
-    )  # fmt: skip
-    model = load_model("tiny")
+    """Simulated ones of many sensors; a tenth of them is water. What real ones give: bench/reports/real."""
+    model, held_out = load_model("tiny"), simulated_run().validation
+    assert held_out is not None
     assert model.class_names is not None
-    water = model.class_names.index("water")
+    domain, water = open_domain(held_out, "", model.config.pixel_m), model.class_names.index("water")
     both = either = 0
-    for index in range(len(scenes)):
-        sample = scenes[index]
-        found = model.predict(sample["image"][None])[0] == water
-        there = sample["mask"] == water
-        both += int((found & there).sum())
-        either += int((found | there).sum())
-    assert both / either > 0.6
+    for index in range(16):
+        sample = domain[index]
+        known, there = sample["mask"] != IGNORE_INDEX, sample["mask"] == water
+        found = predict_sample(model, sample) == water
+        both += int((found & there & known).sum())
+        either += int(((found | there) & known).sum())
+    assert both / either > 0.35
 
 
 def test_predict_needs_nothing_but_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import numpy as np
-
     monkeypatch.chdir(tmp_path)
     image = torch.rand(2, 70, 90).numpy().astype(np.float32) + 0.1
     np.save(tmp_path / "scene.npy", image)

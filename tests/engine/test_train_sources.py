@@ -74,5 +74,5 @@ def test_data_that_cannot_teach_or_test_are_refused_before_the_first_step(tmp_pa
         build(config)
         with pytest.raises(InputError, match="'bare' has no labels to train on"):
             build(replace(config, train=bare))
-        with pytest.raises(InputError, match="'again' shows what 'source' trains on"):
+        with pytest.raises(InputError, match="'again' shows what 'sensors' trains on"):
             build(replace(config, unseen=(replace(config.train, name="again"),)))
