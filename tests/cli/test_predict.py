@@ -281,3 +281,19 @@ def test_scores_of_a_geotiff(place: Path) -> None:
     with rasterio.open("maps/scene-scores.tif") as got:
         assert (got.crs.to_epsg(), got.transform, got.nodata) == (32633, transform, 255)
         assert got.read(1).max() <= 100
+
+
+def test_bands_and_values_that_nobody_gave_are_said(
+    place: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(build_model("crossearth_sar_tiny", 3, changes={**SMALL, "bands": 1}), place / "one-band")
+    db = 20 * np.log10(speckle(64, 64) / 300)
+    np.save("pair.npy", np.stack([db, db + 3]))
+    np.save("first.npy", db[None])
+    for name in ("pair", "first"):
+        given = ["predict", "--model", "one-band", "--images", f"{name}.npy", "--output", f"maps-{name}"]
+        assert main(given) == 0
+    assert "has 2 bands, the model was trained on 1: --bands 0 are taken" in caplog.text
+    assert "pair.npy are taken for db" in caplog.text
+    both = [np.asarray(Image.open(f"maps-{name}/{name}.png")) for name in ("pair", "first")]
+    assert np.array_equal(*both)

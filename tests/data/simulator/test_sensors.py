@@ -251,3 +251,31 @@ def test_looks_may_be_any_number() -> None:
     blocks = intensity.reshape(16, 16, 16, 16).transpose(0, 2, 1, 3).reshape(256, -1)
     looks = np.median(blocks.mean(1) ** 2 / blocks.var(1))
     assert looks == pytest.approx(4.4, rel=0.1)
+
+
+def test_a_scene_is_a_part_of_an_image_whose_statistics_it_carries() -> None:
+    config = dataclasses.replace(WIDE, sensors="one", ground="landscape", looks=9, surroundings=0.8)
+    sample, alone = (
+        SimulatedScenes(config)[3],
+        SimulatedScenes(dataclasses.replace(config, surroundings=0.0))[3],
+    )
+    assert torch.equal(sample["image"], alone["image"]), "the scene itself is the same"
+    assert "db_mean" not in alone
+    assert sample["db_mean"].shape == sample["db_std"].shape == (1,)
+    own = 20 * torch.log10(sample["image"]).mean()
+    assert abs(float(sample["db_mean"]) - float(own)) > 0.1
+    domain = open_domain(DomainConfig(name="d", simulated=config, normalize="image"))
+    assert torch.equal(domain[3]["db_mean"], sample["db_mean"]), "a domain keeps them"
+    wide = [SimulatedScenes(WIDE)[i] for i in range(40)]
+    assert 15 <= sum("db_mean" in sample for sample in wide) <= 35
+
+
+def test_slicks_are_dark_filaments_on_water_alone() -> None:
+    labels = np.full((128, 128), WATER)
+    labels[:, :40] = FOREST
+    rngs = [np.random.default_rng(seed) for seed in range(8)]
+    gains = np.stack([sea_gain(rng, labels, sea_db=0.0, wind_db=0.0, slicks_db=8.0)[2] for rng in rngs])
+    assert np.all(gains[..., :40] == 1)
+    assert 0.02 < (gains[..., 40:] < 10 ** (-0.4)).mean() < 0.6
+    assert gains.min() >= 10 ** (-0.8) * 0.999
+    assert gains[..., 40:].max() > 0.9
