@@ -22,7 +22,7 @@ MODEL_CARD = """\
 # {{ title }}
 
 Semantic segmentation of SAR images into {{ num_classes }} classes: a vision transformer of DINOv2's form,
-{{ depth }} blocks of width {{ width }}, {{ ffn }}, with a Mask2Former decoder; {{ parameters }} parameters.
+{{ depth }} blocks of width {{ width }}, {{ ffn }}, {{ decoder }}; {{ parameters }} parameters.
 
 ```python
 from crossearth_sar import CrossEarthSAR
@@ -134,6 +134,7 @@ class HubFolder(
             "depth": config.vit.depth,
             "width": config.vit.dim,
             "ffn": ffn,
+            "decoder": "an FPN decoder" if config.decoder.kind == "fpn" else "a Mask2Former decoder",
             "parameters": f"{count / 1e6:.1f}M",
         }
         names: Any = self.class_names  # type: ignore[attr-defined]

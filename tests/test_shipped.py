@@ -67,3 +67,18 @@ def test_predict_needs_nothing_but_images(tmp_path: Path, monkeypatch: pytest.Mo
     np.save(tmp_path / "scene.npy", image)
     assert main(["predict", "--images", "scene.npy"]) == 0
     assert (tmp_path / "maps" / "scene.png").is_file()
+
+
+def test_evaluate_takes_it_by_name_and_writes_nothing_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = (
+        "domains: [{name: d, normalize: image, simulated: {length: 2, image_size: 128, resolution_m: 10}}]"
+    )
+    (tmp_path / "d.yaml").write_text(lines, encoding="utf-8")
+    given = ["evaluate", "--config", "d.yaml", "--model", "tiny", "--pictures", "0"]
+    assert main([*given, "--calibrate", "d"]) == 2
+    assert "a model folder of yours" in capsys.readouterr().err
+    assert main(given) == 0
+    assert (tmp_path / "runs" / "evaluate" / "README.md").is_file()

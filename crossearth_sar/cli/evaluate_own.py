@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from crossearth_sar.evaluation.image_scores import ImageScores, score_images, te
 from crossearth_sar.evaluation.own_report import OwnScore, write_own_report
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
+from crossearth_sar.shipped import WEIGHTS, model_folder
 from crossearth_sar.spacing import evenly_spaced
 
 FORMAT = 1
@@ -88,7 +89,9 @@ class Plan:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.config = arguments, own_config(arguments)
         self.output = Path(self.config.output).expanduser()
-        self.folders = called([Path(model).expanduser() for model in arguments.model])
+        self.folders = called([model_folder(model) for model in arguments.model])
+        if arguments.calibrate is not None:
+            require_own(self.folders.values())
         self.said = parse_counts_as(arguments.counts_as)
         self.mappings: dict[tuple[str, str], ClassMapping] = {}
         self._opened: dict[tuple[str, float | None], Domain] = {}
@@ -249,6 +252,14 @@ def require_scores(found: ImageScores, domain: str) -> None:
             f"domain {domain!r} has no labelled pixel to score",
             got=f"{len(found.names)} samples without",
             fix="set labels or index of the folder, or pseudo_labels",
+        )
+
+
+def require_own(folders: Iterable[Path]) -> None:
+    """InputError where a temperature would be written into a model that comes with the package."""
+    for folder in folders:
+        require(
+            folder.parent != WEIGHTS, "--calibrate", str(folder), "a model folder of yours: a copy of it, say"
         )
 
 

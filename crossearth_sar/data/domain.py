@@ -141,13 +141,6 @@ class Mixture:
         return self.parts[number], index - (self._ends[number - 1] if number else 0)
 
 
-class SpacedScenes(SimulatedScenes):
-    """Simulated scenes that say their ground spacing."""
-
-    def __getitem__(self, index: int) -> Sample:
-        return {**super().__getitem__(index), "pixel_m": self.config.resolution_m}
-
-
 class Domain:
     """A SegmentationDataset whose samples carry db_mean and db_std, (C,) each.
 
@@ -210,7 +203,7 @@ def open_domain(config: DomainConfig, root: str = "", pixel_m: float | None = No
         InputError: for anything wrong with the files that can be known early.
     """
     if config.simulated is not None:
-        return Domain(config, SpacedScenes(config.simulated), pixel_m)
+        return Domain(config, SimulatedScenes(config.simulated), pixel_m)
     if config.folder is not None:
         folder = replace(config.folder, root=str(Path(root) / config.folder.root))
         return Domain(config, FolderScenes(folder), pixel_m)

@@ -1,8 +1,7 @@
 """Whose statistics in dB a sample is normalised by: all images of its domain, or its own whole image.
 
 An image here is a file, or what is drawn as one. Tiles that a folder cuts from it share its statistics: a
-tile of water alone, normalised by itself, looks like a tile of land alone. One scene whose halves were
-normalised apart scored 28 mIoU in place of 57.
+tile of water alone, normalised by itself, looks like a tile of land alone.
 
 C bands, H W pixels.
 """

@@ -106,9 +106,9 @@ class SimulatedScene:
 class SimulatedScenes:
     """A `SegmentationDataset` of simulated scenes; `scenes[i]` depends on the config and i alone.
 
-    Samples hold image (1, H, W) float32 linear amplitude, mask (H, W) int64 in 0..6 (255 beyond a
-    swath's edge), and a name. Nothing is stored: each access draws the scene anew, in about 10 ms at 128
-    pixels a side.
+    Samples hold image (1, H, W) float32 linear amplitude, mask (H, W) int64 in 0..6 (255 beyond a swath's
+    edge), a name, and the ground spacing, of wide sensors the middle one. Nothing is stored: each access
+    draws the scene anew, in about 10 ms at 128 pixels a side.
     """
 
     classes: ClassTable = SEVEN_CLASSES
@@ -135,6 +135,7 @@ class SimulatedScenes:
             image=torch.from_numpy(scene.image(config.part))[None],
             mask=torch.from_numpy(scene.mask),
             name=f"{kind}-{config.seed}-{index:05d}",
+            pixel_m=config.resolution_m,
         )
         if scene.db_mean is not None and scene.db_std is not None:
             sample["db_mean"], sample["db_std"] = torch.tensor([scene.db_mean]), torch.tensor([scene.db_std])
