@@ -3,14 +3,17 @@
 What a network knows of texture and shape holds at one spacing. Shrinking is power averaging, what a coarser
 radar pixel receives: the mean of the intensity over bins that share no pixel, then the root. Growing repeats
 pixels, for there is nothing between two of them to know. Speckle is never interpolated: that would correlate
-it, and the descriptors count its looks. What this is not: a resampler between map projections.
+it, and the descriptors count its looks. The scores that come out are smooth, and are: so the borders of
+classes are drawn at the image's own spacing. What this is not: a resampler between map projections.
 
-C bands, H W pixels of the image, h w pixels at the model's spacing («working» pixels).
+C bands, K classes, H W pixels of the image, h w pixels at the model's spacing («working» pixels).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -132,8 +135,6 @@ def centre_pixels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels (..., H, W) -> (..., h, w): the pixel in the middle of each bin, repeated where it grows.
 
     Not the commonest of the bin: that would starve thin classes, while one pixel keeps the shares of all.
-    A class map at the model's spacing goes back to the image's pixels by it: each shows the working pixel
-    whose bin it lies in.
     """
     if tuple(labels.shape[-2:]) == tuple(size):
         return labels
@@ -141,6 +142,82 @@ def centre_pixels(labels: Tensor, size: tuple[int, int]) -> Tensor:
         (bins.first + (bins.count - 1) // 2).to(labels.device) for bins in bins_of(labels.shape[-2:], size)
     )
     return labels.index_select(-2, rows).index_select(-1, columns)
+
+
+@dataclass(frozen=True)
+class Between:
+    """Along one axis: an image's pixel i has its middle between those of working pixels low[i] and high[i].
+
+    share: how near to `high`, 0 to 1, (n, float32). Beyond the outermost middles the outermost pixel counts
+    alone: `Between.of(4, 2, torch.arange(4))` is low 0 0 0 1, high 0 1 1 1, share 0, 0.25, 0.75, 0.
+    """
+
+    low: Tensor
+    high: Tensor
+    share: Tensor
+
+    @classmethod
+    def of(cls, length: int, size: int, pixels: Tensor) -> Between:
+        """Of some pixels of an axis of `length`, among `size` working pixels."""
+        place = ((pixels.double() + 0.5) * size / length - 0.5).clamp(0, size - 1)
+        low = place.floor()
+        share = (place - low).float()
+        low = low.long()
+        return cls(low, torch.where(share > 0, low + 1, low), share)
+
+    def take(self, values: Tensor, dim: int) -> Tensor:
+        """The values at the pixels, linearly between the two; exactly the same in whichever parts."""
+        low, high = (values.index_select(dim, i.to(values.device)) for i in (self.low, self.high))
+        shape = [-1 if axis == dim % values.ndim else 1 for axis in range(values.ndim)]
+        share = self.share.to(values.device).view(shape)
+        return low * (1 - share) + high * share
+
+
+def interpolated(
+    scores: Tensor,
+    size: tuple[int, int],
+    rows: slice | None = None,
+    first: int = 0,
+    height: int | None = None,
+) -> Tensor:
+    """Scores (..., h, w) at the middles of an image's pixels, bilinearly: (..., H, W), or some rows of it.
+
+    Args:
+        first, height: where `scores` are those of `first` and below alone, and how many there are in all.
+    """
+    rows, height = rows or slice(0, size[0]), height or scores.shape[-2]
+    below = Between.of(size[0], height, torch.arange(rows.start, rows.stop))
+    below = Between(below.low - first, below.high - first, below.share)
+    if height != size[0]:
+        scores = below.take(scores, -2)
+    else:
+        scores = scores[..., rows.start - first : rows.stop - first, :]
+    if scores.shape[-1] == size[1]:
+        return scores
+    return Between.of(size[1], scores.shape[-1], torch.arange(size[1])).take(scores, -1)
+
+
+def interpolated_at(scores: Tensor, size: tuple[int, int], places: Tensor) -> Tensor:
+    """`interpolated` of scores (K, h, w) at places y W + x alone, int64 (N,): (K, N)."""
+    below = Between.of(size[0], scores.shape[-2], places // size[1])
+    across = Between.of(size[1], scores.shape[-1], places % size[1])
+    total = scores.new_zeros(len(scores), len(places))
+    for y, share_y in ((below.low, 1 - below.share), (below.high, below.share)):
+        for x, share_x in ((across.low, 1 - across.share), (across.high, across.share)):
+            total += scores[:, y, x] * (share_y * share_x).to(scores.device)
+    return total
+
+
+def row_blocks(rows: slice, width: int, pixels: int = 1 << 20) -> Iterator[slice]:
+    """Some rows in parts of about so many pixels, so that nothing is held for all of an image at once."""
+    edges = [*range(rows.start, rows.stop, max(1, pixels // width)), rows.stop]
+    return (slice(top, bottom) for top, bottom in pairwise(edges))
+
+
+def classes_at(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scores (..., K, h, w) -> classes (..., H, W), int64, of the largest interpolated score."""
+    blocks = row_blocks(slice(0, size[0]), size[1])
+    return torch.cat([interpolated(scores, size, rows).argmax(-3) for rows in blocks], -2)
 
 
 def _sums(values: Tensor, rows: Bins, columns: Bins, *, square: bool = False) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from crossearth_sar.config import from_mapping, merge, to_mapping
 from crossearth_sar.decoder import Decoder, make_decoder
 from crossearth_sar.descriptors import RunningStandardizer, join_tokens, named_descriptors
 from crossearth_sar.errors import InputError
-from crossearth_sar.ground_scale import average_power, centre_pixels, working_size
+from crossearth_sar.ground_scale import average_power, classes_at, working_size
 from crossearth_sar.hub import HubFolder
 from crossearth_sar.model_output import LossTerms, ModelOutput, checked_temperature
 from crossearth_sar.moe import PhysicsGuidedMoE
@@ -32,7 +31,7 @@ from crossearth_sar.peft import EarthAdapter
 from crossearth_sar.presets import ModelConfig, MoEConfig, model_preset
 from crossearth_sar.pretrained import load_backbone
 from crossearth_sar.shipped import model_folder, shipped_models
-from crossearth_sar.spacing import sliding_windows
+from crossearth_sar.sliding import slide_scores
 from crossearth_sar.vit import DenseFFN, VisionTransformer, ViTOutput
 
 __all__ = [
@@ -164,6 +163,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         db_std: Tensor | np.ndarray | Sequence[float] | None = None,
         *,
         pixel_m: float | None = None,
+        taper: bool = True,
         on_window: Callable[[ModelOutput], None] | None = None,
     ) -> Tensor:
         """Classes per pixel, (B, H, W) int64, for an amplitude image of any size.
@@ -176,7 +176,8 @@ class CrossEarthSAR(nn.Module, HubFolder):
             image_BCHW, db_mean, db_std: as in `forward`, tensors, arrays or lists of numbers; statistics not
                 given are those of the whole image.
             pixel_m: metres per pixel of the images, which are averaged to the model's (`ground_scale`) and
-                measured there; not given, they are taken as they are.
+                measured there, and scores interpolated back; not given, they are taken as they are.
+            taper: whether a window counts less towards its edges (`sliding.taper_weights`).
             on_window: called with each window's output, to look at the routing.
 
         Raises:
@@ -187,8 +188,8 @@ class CrossEarthSAR(nn.Module, HubFolder):
         amplitude = average_power(given, size).to(self.backbone.cls_token.device)
         mean, std = statistics_of(amplitude, db_mean, db_std)
         with eval_mode(self):
-            classes = self.slide_scores(amplitude, mean, std, on_window).argmax(1)
-        return centre_pixels(classes.to(given.device), (given.shape[-2], given.shape[-1]))
+            scores = self.slide_scores(amplitude, mean, std, on_window, taper=taper)
+        return classes_at(scores, (given.shape[-2], given.shape[-1])).to(given.device)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(self, save_directory)
@@ -203,27 +204,15 @@ class CrossEarthSAR(nn.Module, HubFolder):
         db_mean: Tensor,
         db_std: Tensor,
         on_window: Callable[[ModelOutput], None] | None = None,
+        *,
+        taper: bool = True,
     ) -> Tensor:
         """(B, K, H, W), the averaged scores of which `predict` takes the largest; in the module's mode."""
-        height, width = image_BCHW.shape[-2:]
-        crop, patch = self.config.crop_size, self.config.vit.patch_size
-        scores, hits = None, image_BCHW.new_zeros(height, width)
-        for rows, columns in sliding_windows(height, width, crop, self.config.crop_stride):
-            window = image_BCHW[..., rows, columns]
-            size = (window.shape[-2], window.shape[-1])
-            pad_down, pad_right = (-side % patch for side in size)
-            window = F.pad(window, (0, pad_right, 0, pad_down), mode="replicate")
-            output = self(window, db_mean, db_std)
-            if on_window is not None:
-                on_window(output)
-            padded_size = (window.shape[-2], window.shape[-1])
-            part = self.decoder.semantic_scores(output.decoder, padded_size)[..., : size[0], : size[1]]
-            if scores is None:
-                scores = part.new_zeros(*part.shape[:2], height, width)
-            scores[..., rows, columns] += part
-            hits[rows, columns] += 1
-        assert scores is not None
-        return scores / hits
+        return slide_scores(
+            self, self.decoder, image_BCHW, db_mean, db_std,
+            crop=self.config.crop_size, stride=self.config.crop_stride, patch=self.config.vit.patch_size,
+            taper=taper, on_window=on_window,
+        )  # fmt: skip
 
     def _descriptors(self, image_BCHW: Tensor) -> Tensor | None:
         """Standardised, (B, P) or, with local physics, (B, T, P); None for routers without physics."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crossearth_sar.errors import InputError
@@ -15,6 +16,9 @@ from crossearth_sar.ground_scale import (
     average_power,
     bins_of,
     centre_pixels,
+    classes_at,
+    interpolated,
+    interpolated_at,
     scale_factor,
     working_size,
 )
@@ -125,3 +129,28 @@ def test_sizes_and_spacings() -> None:
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="the image's pixel_m does not fit"):
             scale_factor(wrong, 10.0)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (14, 27), (10, 12), (64, 9), (4, 5)])
+def test_scores_are_interpolated_as_torch_does(size: tuple[int, int]) -> None:
+    """In whichever parts, exactly the same; at single places, too."""
+    scores = torch.rand(3, 7, 9)
+    expected = F.interpolate(scores[None].double(), size=size, mode="bilinear", align_corners=False)[0]
+    found = interpolated(scores, size)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(classes_at(scores, size), found.argmax(0))
+    parts = [interpolated(scores, size, slice(top, top + 1)) for top in range(size[0])]
+    assert torch.equal(torch.cat(parts, 1), found)
+    places = torch.arange(0, size[0] * size[1], 3)
+    torch.testing.assert_close(interpolated_at(scores, size, places), found.flatten(1)[:, places])
+
+
+def test_borders_of_classes_are_no_blocks() -> None:
+    """A straight border that runs obliquely comes back as one from a grid eight times coarser."""
+    y, x = torch.meshgrid(torch.arange(160), torch.arange(160), indexing="ij")
+    truth = (x + 0.4 * y > 100).long()
+    share = truth.float().view(20, 8, 20, 8).mean((1, 3))
+    scores = torch.stack([1 - share, share])
+    smooth = (classes_at(scores, (160, 160)) != truth).float().mean()
+    blocky = (centre_pixels(scores.argmax(0), (160, 160)) != truth).float().mean()
+    assert smooth < 0.4 * blocky

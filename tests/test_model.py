@@ -319,7 +319,8 @@ def test_on_window_gets_every_window() -> None:
     assert all(isinstance(output, ModelOutput) and len(output.routing) == 4 for output in outputs)
 
 
-def test_overlapping_windows_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("taper", [False, True])
+def test_overlapping_windows_are_averaged(taper: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Window 1 votes 0.9 for class 0, window 2 votes 1.0 for class 1, window 3 votes 0.3 for class 2."""
     model = micro()
     votes = iter([(0, 0.9), (1, 1.0), (2, 0.3)])
@@ -331,9 +332,15 @@ def test_overlapping_windows_are_averaged(monkeypatch: pytest.MonkeyPatch) -> No
         return part
 
     monkeypatch.setattr(model.decoder, "semantic_scores", scores)
-    averaged = model.slide_scores(amplitude(1, 1, 64, 130), torch.zeros(1), torch.ones(1), None)
+    averaged = model.slide_scores(amplitude(1, 1, 64, 130), torch.zeros(1), torch.ones(1), None, taper=taper)
     # columns: window 1 is 0..63, window 2 is 40..103, window 3 is 66..129
-    for column, expected in ((0, [0.9, 0, 0]), (50, [0.45, 0.5, 0]), (65, [0, 1.0, 0]), (80, [0, 0.5, 0.15])):
+    for column, *of_window in ((0, 0), (50, 0, 1), (65, 1), (80, 1, 2)):
+        weights, expected = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
+        for window in of_window:
+            inside = column - (0, 40, 66)[window] + 0.5
+            weights[window] = math.sin(math.pi * inside / 64) ** 2 if taper else 1.0
+        for window, vote in enumerate((0.9, 1.0, 0.3)):
+            expected[window] = weights[window] * vote / sum(weights)
         torch.testing.assert_close(averaged[0, :, 0, column], torch.tensor(expected))
     torch.testing.assert_close(averaged[0, :, 63, 129], torch.tensor([0, 0, 0.3]))
     assert next(votes, None) is None

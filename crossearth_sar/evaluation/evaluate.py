@@ -14,7 +14,7 @@ from torch import Tensor
 from crossearth_sar.data.sample import Sample, SegmentationDataset
 from crossearth_sar.data.working_scale import at_working_scale
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
-from crossearth_sar.ground_scale import centre_pixels
+from crossearth_sar.ground_scale import classes_at
 from crossearth_sar.model import CrossEarthSAR, ModelOutput, eval_mode
 from crossearth_sar.network_input import checked_amplitude, statistics_of
 
@@ -60,14 +60,17 @@ def evaluate(model: CrossEarthSAR, dataset: SegmentationDataset, indices: Iterab
 
 
 @torch.no_grad()
-def sample_scores(model: CrossEarthSAR, sample: Sample) -> Tensor:
-    """(K, h, w) scores of one sample at the model's spacing: the largest is the class it predicts."""
+def sample_scores(
+    model: CrossEarthSAR, sample: Sample, on_window: Callable[[ModelOutput], None] | None = None
+) -> Tensor:
+    """(K, h, w) scores of one sample at the model's spacing, normalised by the statistics it carries or else
+    by its own; interpolated to its pixels, the largest is the class it predicts."""
     device = next(model.parameters()).device
     working = at_working_scale(sample, model.config.pixel_m)
-    amplitude = checked_amplitude(working["image"][None]).to(device)
+    amplitude = checked_amplitude(working["image"][None], model.config.bands).to(device)
     mean, std = statistics_of(amplitude, *_statistics(sample, device))
     with eval_mode(model):
-        return model.slide_scores(amplitude, mean, std)[0]
+        return model.slide_scores(amplitude, mean, std, on_window)[0]
 
 
 def _statistics(sample: Sample, device: torch.device) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -79,13 +82,10 @@ def _statistics(sample: Sample, device: torch.device) -> tuple[Tensor, Tensor] |
 def predict_sample(
     model: CrossEarthSAR, sample: Sample, on_window: Callable[[ModelOutput], None] | None = None
 ) -> Tensor:
-    """(H, W) int64 classes of one sample, normalised by the statistics it carries or else by its own.
+    """(H, W) int64 classes of one sample, see `sample_scores`.
 
     A sample that knows its ground spacing is seen at the model's, as in training; the classes are of its own
     pixels.
     """
-    device = next(model.parameters()).device
-    working = at_working_scale(sample, model.config.pixel_m)
-    given = _statistics(sample, device)
-    classes = model.predict(working["image"][None].to(device), *given, on_window=on_window)[0]
-    return centre_pixels(classes, (sample["mask"].shape[0], sample["mask"].shape[1]))
+    size = (sample["mask"].shape[0], sample["mask"].shape[1])
+    return classes_at(sample_scores(model, sample, on_window), size)

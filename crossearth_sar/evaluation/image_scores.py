@@ -2,7 +2,7 @@
 
 Sums over images are what reports show; images by themselves are what an interval is drawn from.
 
-N images, K classes of the model, C classes of the domain, H W pixels, h w pixels at the model's spacing.
+N images, K classes of the model, C classes of the domain, H W pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from crossearth_sar.evaluation.calibration import (
 from crossearth_sar.evaluation.class_mapping import ClassMapping
 from crossearth_sar.evaluation.evaluate import sample_scores
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
-from crossearth_sar.ground_scale import centre_pixels
+from crossearth_sar.ground_scale import interpolated, interpolated_at
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.spacing import evenly_spaced
 
@@ -107,10 +107,10 @@ def score_images(
     for index in indices:
         sample = domain[index]
         mask, size = sample["mask"], (sample["mask"].shape[0], sample["mask"].shape[1])
-        scores_Khw = sample_scores(model, sample)
-        log_p_Khw = log_probabilities(scores_Khw)
-        classes_hw = torch.tensor(mapping.to_domain, device=scores_Khw.device)[scores_Khw.argmax(0)]
-        predicted = centre_pixels(classes_hw, size).cpu()
+        scores_KHW = interpolated(sample_scores(model, sample), size)
+        log_p_KHW = log_probabilities(scores_KHW)
+        classes_HW = torch.tensor(mapping.to_domain, device=scores_KHW.device)[scores_KHW.argmax(0)]
+        predicted = classes_HW.cpu()
         matrix = ConfusionMatrix(len(domain.classes))
         matrix.update(predicted, mask)
         found.names.append(sample["name"])
@@ -119,8 +119,7 @@ def score_images(
         labelled = mask != IGNORE_INDEX
         for bins, used in ((found.before, None), (found.after, temperature)):
             if bins is not None and index not in fitted_on:
-                confidence_hw = _confidence(log_p_Khw, classes_hw, mapping, used)
-                confidence = centre_pixels(confidence_hw, size).cpu()
+                confidence = _confidence(log_p_KHW, classes_HW, mapping, used).cpu()
                 bins.update(confidence[labelled], predicted[labelled] == mask[labelled])
         if on_image is not None:
             on_image(index, sample, predicted)
@@ -135,23 +134,21 @@ def temperature_of(
     for index in indices:
         sample = domain[index]
         mask = sample["mask"]
-        log_p_Khw = log_probabilities(sample_scores(model, sample)).cpu()
-        places_hw = torch.arange(log_p_Khw[0].numel()).view(log_p_Khw.shape[-2:])
-        places = centre_pixels(places_hw, (mask.shape[0], mask.shape[1])).flatten()
         labelled = (mask.flatten() != IGNORE_INDEX).nonzero()[:, 0]
         chosen = labelled[evenly_spaced(len(labelled), min(PIXELS_AN_IMAGE, len(labelled)))]
-        log_ps.append(log_p_Khw.flatten(1)[:, places[chosen]])
+        scores_KN = interpolated_at(sample_scores(model, sample), (mask.shape[0], mask.shape[1]), chosen)
+        log_ps.append(log_probabilities(scores_KN).cpu())
         targets.append(mask.flatten()[chosen])
     return fit_temperature(torch.cat(log_ps, 1), torch.cat(targets), torch.tensor(mapping.to_domain))
 
 
 def _confidence(
-    log_p_Khw: Tensor, classes_hw: Tensor, mapping: ClassMapping, temperature: float | None
+    log_p_KHW: Tensor, classes_HW: Tensor, mapping: ClassMapping, temperature: float | None
 ) -> Tensor:
-    """(h, w) probability of the class that a pixel is said to be."""
+    """(H, W) probability of the class that a pixel is said to be."""
     group_K = torch.tensor(mapping.to_domain)
-    probability_Chw = grouped(at_temperature(log_p_Khw, temperature), group_K, int(group_K.max()) + 1)
-    return probability_Chw.gather(0, classes_hw[None])[0]
+    probability_CHW = grouped(at_temperature(log_p_KHW, temperature), group_K, int(group_K.max()) + 1)
+    return probability_CHW.gather(0, classes_HW[None])[0]
 
 
 def _reliability_mapping(bins: Reliability) -> dict[str, list[float]]:

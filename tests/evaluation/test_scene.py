@@ -6,20 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+from scipy.ndimage import gaussian_filter
 
-from crossearth_sar import CrossEarthSAR, InputError, build_model
+from crossearth_sar import CrossEarthSAR, InputError, build_model, load_model
 from crossearth_sar.data.datasets.folder import FolderConfig
 from crossearth_sar.data.datasets.folder_scenes import FolderScenes
 from crossearth_sar.data.domain import DomainConfig, open_domain
 from crossearth_sar.data.domain_statistics import measure_db
+from crossearth_sar.data.files import on_disk
+from crossearth_sar.data.files.on_disk import ImageOnDisk, open_image
 from crossearth_sar.data.files.readers import RawImage, read_image
+from crossearth_sar.data.files.windows import Window
 from crossearth_sar.decibels import db_statistics
 from crossearth_sar.evaluation import scene as module
 from crossearth_sar.evaluation.evaluate import predict_sample
-from crossearth_sar.evaluation.scene import Scene, measure_scenes, predict_scene
+from crossearth_sar.evaluation.scene import Scene, measure_scenes
+from crossearth_sar.evaluation.scene_strips import Sliding, percents, predict_scene, strips
 from crossearth_sar.ground_scale import average_power, working_size
-from crossearth_sar.model import ModelOutput
+from crossearth_sar.spacing import window_starts
 
 SMALL = {
     "vit": {"dim": 32, "num_heads": 2, "image_size": 64, "patch_size": 16, "depth": 4},
@@ -46,19 +52,24 @@ def scene_of(values: np.ndarray, kind: str = "amplitude", valid: np.ndarray | No
     return Scene(RawImage(values, valid, Path("scene.npy")), kind)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("how", [Sliding(), Sliding(taper=False)])
 @pytest.mark.parametrize("size", [(64, 64), (50, 63), (3, 110), (65, 64), (120, 110)])
-def test_classes_are_those_of_predict(model: CrossEarthSAR, size: tuple[int, int]) -> None:
+def test_classes_are_those_of_predict(model: CrossEarthSAR, size: tuple[int, int], how: Sliding) -> None:
     values = speckle(2, *size)
     mean, std = torch.tensor([1.0, 2.0]), torch.tensor([8.0, 6.0])
-    windows: list[ModelOutput] = []
-    found = predict_scene(model, scene_of(values), mean, std, on_window=windows.append)
-    expected_windows: list[ModelOutput] = []
+    counts: list[int] = []
+    found = predict_scene(
+        model, scene_of(values), mean, std, how=how, on_batch=lambda _, count: counts.append(count)
+    )
+    expected_windows: list[object] = []
     expected = model.predict(
-        torch.from_numpy(values)[None], mean[None], std[None], on_window=expected_windows.append
-    )[0]
+        torch.from_numpy(values)[None], mean[None], std[None], taper=how.taper,
+        on_window=expected_windows.append,
+    )[0]  # fmt: skip
     assert found.dtype == np.uint8
     assert np.array_equal(found, expected.numpy())
-    assert len(windows) == len(expected_windows)
+    assert sum(counts) == len(expected_windows)
+    assert size[1] < 65 or max(counts) > 1, "windows run together"
     assert min(size) < 64 or len(np.unique(found)) > 1, "one class everywhere would show no mistake"
 
 
@@ -80,10 +91,18 @@ def test_windows_without_a_measurement_are_left_out(model: CrossEarthSAR) -> Non
     values = speckle(1, 130, 110)
     values[:, 64:, 40:] = np.nan
     values[0, 0, 0] = np.inf
-    windows: list[ModelOutput] = []
+    ran: list[int] = []
+    empty: list[int] = []
     scene = scene_of(values)
-    found = predict_scene(model, scene, torch.zeros(1), torch.ones(1), on_window=windows.append)
-    assert len(windows) == 3 * 3 - 2  # rows from 66, columns from 40 and 46 hold nothing
+    found = predict_scene(
+        model,
+        scene,
+        torch.zeros(1),
+        torch.ones(1),
+        on_batch=lambda output, count: (empty if output is None else ran).append(count),
+    )
+    assert sum(ran) == 3 * 3 - 2
+    assert sum(empty) == 2  # rows from 66, columns from 40 and 46 hold nothing
     assert np.array_equal(found == 255, ~scene.raw.valid)
 
 
@@ -176,3 +195,111 @@ def test_nodata_is_not_averaged_in(tmp_path: Path) -> None:
 def scaled() -> CrossEarthSAR:
     torch.manual_seed(4)
     return build_model("crossearth_sar_tiny", 3, changes={**SMALL, "pixel_m": 10.0}).eval()
+
+
+@pytest.mark.parametrize("own", [None, 3.0, 25.0])
+def test_a_scene_goes_on_where_it_was_stopped(own: float | None) -> None:
+    """The rows from any one on are the same ones, with their percents."""
+    scene = Scene(RawImage(speckle(1, 230, 150), np.ones((230, 150), bool), Path("x")), "amplitude", own)
+    model, statistics = scaled(), (torch.tensor([-3.0]), torch.tensor([6.0]))
+    whole = list(strips(model, scene, *statistics, scores=True))
+    classes, percent = (
+        np.concatenate([s.classes for s in whole]),
+        np.concatenate([s.percent for s in whole], 1),
+    )
+    assert classes.shape == (230, 150)
+    assert percent.shape == (4, 230, 150)
+    assert len(np.unique(classes)) > 1
+    assert np.abs(percent[:3].astype(int).sum(0) - 100).max() <= 2
+    for first in (1, 77, 229):
+        rest = list(strips(model, scene, *statistics, scores=True, first_row=first))
+        assert rest[0].rows.start == first
+        assert np.array_equal(np.concatenate([s.classes for s in rest]), classes[first:])
+        assert np.array_equal(np.concatenate([s.percent for s in rest], 1), percent[:, first:])
+
+
+@pytest.mark.parametrize("temperature", [None, 2.5])
+def test_percents_are_probabilities_and_their_entropy(temperature: float | None) -> None:
+    scores = torch.rand(3, 40, 50) ** 3
+    p = (scores + 1e-6).double().numpy() ** (1 / (temperature or 1))
+    p /= p.sum(0)
+    entropy = -(p * np.log(p)).sum(0) / np.log(3)
+    found = percents(scores, temperature).numpy()
+    np.testing.assert_allclose(found, 100 * np.concatenate([p, entropy[None]]), atol=0.51)
+
+
+def test_class_changes_are_no_commoner_at_edges_of_windows() -> None:
+    """The model in the box on a scene of one kind of ground: along the rows and columns where windows end."""
+    model = load_model("tiny")
+    draw = np.random.default_rng(3)
+    texture = np.exp(0.5 * gaussian_filter(draw.normal(size=(640, 640)), 5) / 0.06)
+    values = (texture * draw.rayleigh(size=(640, 640))).astype(np.float32)[None]
+    scene = scene_of(values)
+    mean, std = measure_scenes([scene])
+    excess = {}
+    for taper in (True, False):
+        found = predict_scene(model, scene, mean, std, how=Sliding(taper=taper))
+        crop, starts = model.config.crop_size, window_starts(640, 128, model.config.crop_stride)
+        edges = sorted({*starts[1:], *(start + crop for start in starts[:-1])})
+        for axis in (0, 1):
+            changes = (np.diff(found.astype(int), axis=axis) != 0).mean(1 - axis)
+            at_edges = np.isin(np.arange(1, 640), edges)
+            excess[taper, axis] = changes[at_edges].mean() / changes[~at_edges].mean()
+    assert max(excess[True, 0], excess[True, 1]) <= 1.3, excess
+    assert min(excess[False, 0], excess[False, 1]) > 1.5, "without the taper it shows, or this tests nothing"
+
+
+def test_a_scene_on_disk_gives_what_it_gives_in_memory(
+    model: CrossEarthSAR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = speckle(2, 300, 170)
+    values[0, 20:90, :60] = -9
+    tags = [(42113, "s", 0, "-9", True), (33550, "d", 3, (5.0, 5.0, 0.0), True)]
+    layouts = {"tile": (64, 64), "compression": "zlib"}, {"rowsperstrip": 17, "compression": "zlib"}, {}
+    for i, layout in enumerate(layouts):
+        path = tmp_path / f"{i}.tif"
+        tifffile.imwrite(
+            path, values, extratags=tags, photometric="minisblack", planarconfig="separate", **layout
+        )
+    np.save(tmp_path / "3.npy", values)
+    np.save(tmp_path / "4.npy", np.moveaxis(values, 0, -1))
+    monkeypatch.setattr(on_disk, "BLOCK_PIXELS", 170 * 40)
+    for path in sorted(tmp_path.iterdir()):
+        monkeypatch.setattr(on_disk, "WHOLE_BELOW", 1 << 40)
+        whole = open_image(path, nodata=-9, bands=(1, 0))
+        assert isinstance(whole, RawImage)
+        monkeypatch.setattr(on_disk, "WHOLE_BELOW", 1)
+        stays = open_image(path, nodata=-9, bands=(1, 0))
+        assert isinstance(stays, ImageOnDisk), path
+        assert (stays.size, stays.pixel_m) == ((300, 170), whole.pixel_m)
+        one, other = (Scene(image, "amplitude") for image in (whole, stays))
+        statistics = measure_scenes([one])
+        for a, b in zip(statistics, measure_scenes([other]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+        assert np.array_equal(*(predict_scene(model, scene, *statistics) for scene in (one, other))), path
+
+
+def test_a_scene_on_disk_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", speckle(1, 2000, 50)[0], tile=(64, 64), compression="zlib")
+    monkeypatch.setattr(on_disk, "WHOLE_BELOW", 1)
+    monkeypatch.setattr(on_disk, "BLOCK_PIXELS", 1)
+    image = open_image(tmp_path / "x.tif")
+    assert isinstance(image, ImageOnDisk)
+    read: list[int] = []
+    original = on_disk.read_window
+
+    def counted(path: Path, window: Window, **options: str) -> np.ndarray:
+        read.append(window.top)
+        return original(path, window, **options)
+
+    monkeypatch.setattr(on_disk, "read_window", counted)
+    for top in range(0, 1901, 50):
+        image.rows(slice(top, top + 100))
+        assert len(image._blocks) <= 3
+    assert read == list(range(0, 2000, 64)), "each part is decoded once"
+
+
+def test_an_empty_scene_is_said(model: CrossEarthSAR) -> None:
+    nothing = scene_of(np.full((1, 80, 80), np.nan, np.float32))
+    with pytest.raises(InputError, match=r"scene\.npy has no valid pixel"):
+        predict_scene(model, nothing, torch.zeros(1), torch.ones(1))

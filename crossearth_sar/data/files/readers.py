@@ -40,6 +40,15 @@ class RawImage:
     path: Path
     pixel_m: float | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.valid.shape[0], self.valid.shape[1]
+
+    def rows(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Values (C, h, W) and valid pixels (h, W) of some rows."""
+        return self.values[:, rows], self.valid[rows]
+
 
 def read_image(
     path: str | Path,

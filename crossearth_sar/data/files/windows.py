@@ -53,7 +53,7 @@ def read_window(
         InputError: the file cannot be read, or the rectangle reaches beyond it.
     """
     path = Path(path)
-    _, height, width = read_shape(path, band_axis=band_axis)  # finds truncated files, too
+    bands, height, width = read_shape(path, band_axis=band_axis)  # finds truncated files, too
     inside = 0 <= window.top <= height - window.height and 0 <= window.left <= width - window.width
     if not inside:
         raise InputError(
@@ -63,33 +63,46 @@ def read_window(
     if path.suffix.lower() in (".tif", ".tiff") and band_axis == "auto":
         values = _tiff_window(path, window)
     elif path.suffix.lower() == ".npy":
-        values = _npy_window(path, window)
+        values = _npy_window(path, window, (bands, height, width))
     if values is not None:
         return values
     rows, columns = window.slices
-    bands = read_bands(path, colormap="expand" if expand_colors else "index", band_axis=band_axis)
-    return np.ascontiguousarray(bands[:, rows, columns])
+    whole = read_bands(path, colormap="expand" if expand_colors else "index", band_axis=band_axis)
+    return np.ascontiguousarray(whole[:, rows, columns])
 
 
-def _npy_window(path: Path, window: Window) -> np.ndarray | None:
+def block_rows(path: Path, *, band_axis: BandAxis = "auto") -> int | None:
+    """How many rows of a file `read_window` decodes at least; None where that is all of them."""
+    if path.suffix.lower() == ".npy":
+        return 1
+    if path.suffix.lower() not in (".tif", ".tiff") or band_axis != "auto":
+        return None
+    with tifffile.TiffFile(path) as tiff:
+        series, page = tiff.series[0], tiff.series[0].keyframe
+        if not _is_plain(series, page):
+            return None
+        if page.is_memmappable:
+            return 1
+        rows = int(page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength))
+        return rows if rows < page.imagelength else None
+
+
+def _npy_window(path: Path, window: Window, shape: tuple[int, int, int]) -> np.ndarray:
     mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    if mapped.ndim != 2:
-        return None  # the axis of the bands is a question for readers.py
     rows, columns = window.slices
-    return np.array(mapped[rows, columns])[None]
+    if mapped.ndim == 2:
+        return np.array(mapped[rows, columns])[None]
+    if mapped.shape == shape:  # where both axes would fit, read_shape asked which it is
+        return np.array(mapped[:, rows, columns])
+    return np.ascontiguousarray(np.moveaxis(mapped[rows, columns], -1, 0))
 
 
 def _tiff_window(path: Path, window: Window) -> np.ndarray | None:
     """None where the file is not one plain image: several pages, a colour table, or a small one."""
     with tifffile.TiffFile(path) as tiff:
         series, page = tiff.series[0], tiff.series[0].keyframe
-        is_plain = (
-            len(series.pages) == 1
-            and page.axes in ("YX", "YXS", "SYX")
-            and page.photometric != tifffile.PHOTOMETRIC.PALETTE
-            and (window.height, window.width) != (page.imagelength, page.imagewidth)
-        )
-        if not is_plain:
+        whole = (window.height, window.width) == (page.imagelength, page.imagewidth)
+        if not _is_plain(series, page) or whole:
             return None
         if page.is_memmappable:
             mapped = tifffile.memmap(path, mode="r")
@@ -103,6 +116,14 @@ def _tiff_window(path: Path, window: Window) -> np.ndarray | None:
                 expected="a whole TIFF file",
                 fix="it is damaged or cut short: get it anew",
             ) from error
+
+
+def _is_plain(series: Any, page: Any) -> bool:
+    return (
+        len(series.pages) == 1
+        and page.axes in ("YX", "YXS", "SYX")
+        and page.photometric != tifffile.PHOTOMETRIC.PALETTE
+    )
 
 
 def _bands_first(values: np.ndarray, axes: str, window: Window) -> np.ndarray:
