@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip setuptools wheel
 	$(PIP) torch numpy pybind11
-	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e '.[train,triton,bench,dev]'
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e '.[train,triton,bench,geo,dev]'
 	touch $@
 
 cpt: venv

@@ -7,23 +7,22 @@
 Each image gives a map of class indices, 255 where nothing was measured: a TIFF gives a GeoTIFF with its own
 transform and CRS where rasterio is installed (pip install 'crossearth-sar[geo]'); all else, and without
 rasterio a TIFF too, gives a PNG in the classes' colours. Maps lie in --output as the images lie below the
-first '*' of their pattern. Run the same command again to go on after a stop: finished maps are left alone.
---scores adds how sure each pixel is. docs/PREDICTION.md says more.
+first '*' of their pattern. Run the same command again to go on after a stop: finished maps are left alone,
+an unfinished one goes on where it was. --scores, --page and --vector add probabilities, pages to look at and
+polygons; --shard 1/4 … 4/4 share the images among four processes, as torchrun does by itself.
+docs/PREDICTION.md says more.
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
-import importlib.util
 import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator
-from itertools import takewhile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,25 +30,38 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from crossearth_sar.cli.map_making import Predictor, make_map
+from crossearth_sar.cli.map_names import is_there, maps_of_images
+from crossearth_sar.cli.map_options import (
+    add_output_options,
+    check_output_options,
+    how_to_slide,
+    one_at_a_time,
+    write_vectors,
+)
 from crossearth_sar.cli.options import add_device_option, add_normalize_option
+from crossearth_sar.cli.shards import device_of_rank, shard_of
 from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.domain_statistics import MEASURED_SAMPLES
 from crossearth_sar.data.files.amplitude import ValueKind
-from crossearth_sar.data.files.readers import BandAxis, read_image, read_pixel_m, read_shape
+from crossearth_sar.data.files.on_disk import open_image
+from crossearth_sar.data.files.readers import BandAxis, read_pixel_m, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
 from crossearth_sar.device import checked_device
 from crossearth_sar.errors import InputError
-from crossearth_sar.evaluation.map_files import write_class_map, write_percent_map
-from crossearth_sar.evaluation.scene import Scene, measure_scenes, predict_scene, predict_scene_confidence
+from crossearth_sar.evaluation.scene import Scene, measure_scenes
+from crossearth_sar.ground_scale import row_blocks
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
 from crossearth_sar.shipped import model_folder, shipped_models
-from crossearth_sar.spacing import evenly_spaced, sliding_windows
+from crossearth_sar.spacing import evenly_spaced
 
 RECORD = "prediction.json"
 """In the folder of maps: what they were made with. The same command reads it and goes on."""
 
-SETTINGS = ("model_sha256", "values", "normalize", "nodata", "bands", "band_axis", "array_key", "pixel_m")
+SETTINGS = (
+    "model_sha256", "values", "normalize", "nodata", "bands", "band_axis", "array_key", "pixel_m", "taper",
+)  # fmt: skip
 """What must be the same for all maps of a folder."""
 
 _SHOWN_PROBLEMS = 5
@@ -69,98 +81,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--band-axis", choices=get_args(BandAxis), default="auto")
     add("--array-key", metavar="NAME", help="which array of an .npz")
     add("--pixel-m", "--pixel_m", type=float, metavar="METRES", help="ground spacing, over a GeoTIFF's tags")
-    add("--scores", action="store_true", help="beside each map NAME-scores: how sure it is, in percent")
+    add_output_options(parser)
     add_device_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    device = checked_device(arguments.device)
+    try:
+        return make_maps(arguments)
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on", file=sys.stderr, flush=True)
+        return 130
+
+
+def make_maps(arguments: argparse.Namespace) -> int:
+    shard = shard_of(arguments.shard)
+    device = checked_device(device_of_rank(arguments.device))
     maps = maps_of_images(arguments.images, Path(arguments.output).expanduser())
-    if arguments.scores:
-        require_free_names(list(maps.values()))
+    check_output_options(arguments, shard, list(maps.values()))
     model = load_model(arguments.model, device=device)
     check_headers(arguments, list(maps), model.config.bands)
     arguments.values = arguments.values or guessed_values(arguments, next(iter(maps)))
     tell_unknown_spacing(arguments, model, list(maps))
-    record = open_record(arguments, model, list(maps))
-    waiting = {image: target for image, target in maps.items() if not is_there(target, arguments.scores)}
-    if len(waiting) < len(maps):
-        print(f"{len(maps) - len(waiting)} of {len(maps)} maps are there already", flush=True)
+    with one_at_a_time(Path(arguments.output).expanduser()) if shard.count > 1 else nullcontext():
+        record = open_record(arguments, model, list(maps))
+    mine = dict(shard.of(list(maps.items())))
+
+    def is_done(image: Path) -> bool:
+        size = image_size(arguments, image)
+        return is_there(mine[image], size, scores=arguments.scores, page=arguments.page)
+
+    waiting = [image for image in mine if not is_done(image)]
+    if len(waiting) < len(mine):
+        print(f"{shard}{len(mine) - len(waiting)} of {len(mine)} maps are there already", flush=True)
     failed = 0
-    for image, target in waiting.items():
+    for image in waiting:
         try:
-            predict(arguments, model, record, image, target)
+            predict(arguments, model, record, image, mine[image])
         except InputError as error:
             failed += 1
             print(f"\nno map: {error}\n", file=sys.stderr, flush=True)
-    print(f"{len(maps) - failed} of {len(maps)} maps in {arguments.output}")
+    print(f"{shard}{len(mine) - failed} of {len(mine)} maps in {arguments.output}", flush=True)
+    if arguments.vector is not None:
+        whole = [target for image, target in mine.items() if is_done(image)]
+        write_vectors(arguments, whole, record_classes(record))
+    shard.wait_for_others()
     return 1 if failed else 0
 
 
-def is_there(target: Path, scores: bool) -> bool:
-    """Whether the map is finished, and the one of its scores where that is wanted."""
-    return target.is_file() and (not scores or scores_file(target).is_file())
-
-
-def require_free_names(targets: list[Path]) -> None:
-    """InputError where a map has the name that another's scores would get."""
-    taken = {scores_file(target) for target in targets} & {*targets}
-    if taken:
-        raise InputError(
-            f"--scores would write over the map {min(taken)}",
-            fix="rename its image, or give it a run and an --output of its own",
-        )
-
-
-def scores_file(target: Path) -> Path:
-    """Where the scores of a map lie: beside it, `NAME-scores`."""
-    return target.with_stem(f"{target.stem}-scores")
-
-
-def maps_of_images(patterns: list[str], output: Path) -> dict[Path, Path]:
-    """Image -> the map it gives."""
-    maps: dict[Path, Path] = {}
-    for pattern in patterns:
-        path = Path(pattern).expanduser()
-        images = [path] if path.is_file() else [Path(p) for p in glob.glob(str(path), recursive=True)]
-        images = [image for image in images if image.is_file()]
-        if not images:
-            fix = f"give '{path}/*.tif' or the like" if path.is_dir() else "correct the pattern, and quote it"
-            raise InputError(f"--images {pattern!r} names no file", fix=fix)
-        base = (
-            path.parent if path.is_file() else Path(*takewhile(lambda p: not glob.has_magic(p), path.parts))
-        )
-        for image in sorted(images):
-            maps[image] = output / image.relative_to(base).with_suffix(map_suffix(image))
-    images_of: dict[Path, Path] = {}
-    for image, target in maps.items():
-        if image.resolve().is_relative_to(output.resolve()):
-            raise InputError(f"{image} lies in --output", fix="give the maps a folder of their own")
-        if target in images_of:
-            raise InputError(
-                f"two images would give {target}",
-                got=f"{images_of[target]} and {image}",
-                fix="give one pattern whose first '*' lies above both, or two runs with an --output each",
-            )
-        images_of[target] = image
-    if any(is_tiff(image) for image in maps) and not has_rasterio():
-        logging.warning(
-            "rasterio is not installed: maps of TIFFs become PNG and lose their place on the ground; "
-            "pip install 'crossearth-sar[geo]'"
-        )
-    return maps
-
-
-def is_tiff(image: Path) -> bool:
-    return image.suffix.lower() in (".tif", ".tiff")
-
-
-def has_rasterio() -> bool:
-    return importlib.util.find_spec("rasterio") is not None
-
-
-def map_suffix(image: Path) -> str:
-    return ".tif" if is_tiff(image) and has_rasterio() else ".png"
+def image_size(arguments: argparse.Namespace, image: Path) -> tuple[int, int]:
+    return read_shape(image, band_axis=arguments.band_axis, array_key=arguments.array_key)[1:]
 
 
 def check_headers(arguments: argparse.Namespace, images: list[Path], bands: int | None) -> None:
@@ -205,15 +174,16 @@ def tell_unknown_spacing(arguments: argparse.Namespace, model: CrossEarthSAR, im
 
 def guessed_values(arguments: argparse.Namespace, image: Path) -> ValueKind:
     """What the numbers look like, said aloud: complex, dB where one is negative, else amplitude."""
-    raw = read_image(
+    raw = open_image(
         image, band_axis=arguments.band_axis, nodata=arguments.nodata, array_key=arguments.array_key
     )
-    measured = raw.values[:, raw.valid]
     kind: ValueKind = "amplitude"
-    if np.iscomplexobj(measured):
-        kind = "complex"
-    elif measured.size and measured.min() < 0:
-        kind = "db"
+    for rows in row_blocks(slice(0, raw.size[0]), raw.size[1]):
+        values, valid = raw.rows(rows)
+        if np.iscomplexobj(values):
+            kind = "complex"
+        elif kind == "amplitude" and (values[:, valid] < 0).any():
+            kind = "db"
     logging.warning(
         "the numbers of %s are taken for %s: give --values where they are something else", image, kind
     )
@@ -221,7 +191,7 @@ def guessed_values(arguments: argparse.Namespace, image: Path) -> ValueKind:
 
 
 def read_scene(arguments: argparse.Namespace, image: Path) -> Scene:
-    raw = read_image(
+    raw = open_image(
         image,
         band_axis=arguments.band_axis,
         nodata=arguments.nodata,
@@ -260,7 +230,8 @@ def open_record(arguments: argparse.Namespace, model: CrossEarthSAR, images: lis
 
 def checked_record(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     try:
-        record = {"pixel_m": None, **json.loads(path.read_text(encoding="utf-8"))}  # older ones had none
+        older = {"pixel_m": None, "taper": None}  # what they did not have
+        record = {**older, **json.loads(path.read_text(encoding="utf-8"))}
         other = [key for key in SETTINGS if json.dumps(record[key]) != json.dumps(settings[key])]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged", got=repr(error), fix="give another --output") from error
@@ -309,29 +280,20 @@ def measure(
 def predict(
     arguments: argparse.Namespace, model: CrossEarthSAR, record: dict[str, Any], image: Path, target: Path
 ) -> None:
-    started = time.perf_counter()
     scene = read_scene(arguments, image)
     if record["db_mean"] is None:
         mean, std = measure_scenes([scene], model.config.pixel_m)
     else:
         mean, std = torch.tensor(record["db_mean"]), torch.tensor(record["db_std"])
-    height, width = scene.size
-    seen = scene.working_size(model.config.pixel_m)
-    windows = len(list(sliding_windows(*seen, model.config.crop_size, model.config.crop_stride)))
-    with tqdm(total=windows, unit="window", leave=False, disable=not sys.stderr.isatty()) as bar:
-        like = image if target.suffix == ".tif" else None
-        if arguments.scores:
-            found, percent = predict_scene_confidence(
-                model, scene, mean, std, on_window=lambda _: bar.update()
-            )
-            write_percent_map(percent, scores_file(target), like=like)
-        else:
-            found = predict_scene(model, scene, mean, std, on_window=lambda _: bar.update())
-    classes = ClassTable(names=tuple(record["classes"]), palette=tuple(map(tuple, record["palette"])))
-    write_class_map(found, target, classes, like=like)
-    blocks = np.array_split(found, max(1, height // 512))  # bincount makes eight bytes of each
-    pixels = np.sum([np.bincount(block.ravel(), minlength=IGNORE_INDEX + 1) for block in blocks], axis=0)
-    shares = [f"{name} {n / found.size:.1%}" for name, n in zip(classes.names, pixels, strict=False) if n]
-    shares += [f"not measured {pixels[IGNORE_INDEX] / found.size:.1%}"] * bool(pixels[IGNORE_INDEX])
-    seconds = time.perf_counter() - started
-    print(f"{target}: {height} x {width}, {seconds:.1f} s; {', '.join(shares)}", flush=True)
+    made_of = {key: record[key] for key in SETTINGS} | {"statistics": [mean.tolist(), std.tolist()]}
+    make_map(
+        Predictor(model, scene, (mean, std), how_to_slide(arguments), arguments.scores, made_of),
+        image,
+        target,
+        record_classes(record),
+        page=arguments.page,
+    )
+
+
+def record_classes(record: dict[str, Any]) -> ClassTable:
+    return ClassTable(names=tuple(record["classes"]), palette=tuple(map(tuple, record["palette"])))

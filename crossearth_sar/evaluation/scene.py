@@ -62,9 +62,9 @@ class Scene:
         all_rows, columns = bins_of(self.size, size)
         own_rows, bins = all_rows.part(rows)
         own, own_valid = self.amplitude(own_rows)
-        valid = torch.from_numpy(own_valid)
-        amplitude = average_bins(own, bins, columns, valid)
-        return WorkingRows(amplitude, any_valid_bins(valid, bins, columns).numpy(), own_rows, own_valid)
+        is_valid = torch.from_numpy(own_valid)
+        amplitude = average_bins(own, bins, columns, is_valid)
+        return WorkingRows(amplitude, any_valid_bins(is_valid, bins, columns).numpy(), own_rows, own_valid)
 
     def blocks(self, pixel_m: float | None = None) -> Iterator[Tensor]:
         """The amplitudes (C, h, W) of all rows at `pixel_m` metres per pixel, some at a time."""

@@ -108,12 +108,7 @@ def strips(
     require(config.num_classes <= IGNORE_INDEX, "num_classes", config.num_classes, "at most 255, for a byte")
     size = scene.working_size(config.pixel_m)
     needed = int(Between.of(scene.size[0], size[0], torch.tensor([first_row])).low[0])
-    windows = sliding_windows(*size, config.crop_size, config.crop_stride)
-    rows_of_windows = [
-        (rows, [columns for _, columns in group])
-        for rows, group in groupby(windows, key=lambda window: window[0])
-        if rows.stop > needed
-    ]
+    rows_of_windows = windows_below(model, scene, first_row)
     runner = _Runner(model, (db_mean, db_std), device, how, on_batch)
     sums = _Sums(config.num_classes, min(config.crop_size, size[0]), size[1], device, needed)
     back = _WayBack(scene, size, model.temperature, first_row, scores)
@@ -136,6 +131,18 @@ def strips(
                 fix="leave this file out, or correct the nodata value",
             )
         yield from back.strips(sums.move_to(size[0]))
+
+
+def windows_below(model: CrossEarthSAR, scene: Scene, first_row: int) -> list[tuple[slice, list[slice]]]:
+    """The rows of windows that the map from `first_row` on needs, at the model's spacing, with columns."""
+    config, size = model.config, scene.working_size(model.config.pixel_m)
+    needed = int(Between.of(scene.size[0], size[0], torch.tensor([first_row])).low[0])
+    windows = sliding_windows(*size, config.crop_size, config.crop_stride)
+    return [
+        (rows, [columns for _, columns in group])
+        for rows, group in groupby(windows, key=lambda window: window[0])
+        if rows.stop > needed
+    ]
 
 
 class _Runner:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from crossearth_sar import InputError, build_model, load_model, save_model
-from crossearth_sar.cli import predict
+from crossearth_sar.cli import map_names
 from crossearth_sar.cli.main import main
 from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.files.readers import read_bands
@@ -61,7 +61,7 @@ def place(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def without_rasterio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "has_rasterio", lambda: False)
+    monkeypatch.setattr(map_names, "has_rasterio", lambda: False)
 
 
 def run(*arguments: str, output: str = "maps") -> int:
@@ -108,14 +108,16 @@ def test_finished_maps_are_left_alone_and_statistics_kept(
     assert run(*ALL) == 0
     first = {path: path.read_bytes() for path in (place / "maps").rglob("*.*") if path.is_file()}
     assert len(first) == 4
-    (place / "maps" / "a" / "one.png").write_bytes(b"finished")
+    other = Image.fromarray(np.full((50, 70), 2, np.uint8))  # as whole as ours
+    other.save(place / "maps" / "a" / "one.png")
+    finished = (place / "maps" / "a" / "one.png").read_bytes()
     (place / "maps" / "a" / "two.png").unlink()
     Image.fromarray(speckle(40, 40).astype(np.uint8)).save("data/a/new.png")  # would change the statistics
     capsys.readouterr()
     assert run(*ALL) == 0
     assert "2 of 4 maps are there already" in capsys.readouterr().out
     assert (place / "maps" / "a" / "new.png").is_file()
-    assert (place / "maps" / "a" / "one.png").read_bytes() == b"finished"
+    assert (place / "maps" / "a" / "one.png").read_bytes() == finished
     for name in ("a/two.png", "prediction.json"):
         assert (place / "maps" / name).read_bytes() == first[place / "maps" / name]
     assert run(*ALL[:3], "intensity") == 2
@@ -143,8 +145,9 @@ def test_a_geotiff_keeps_its_place(
         assert got.dtypes == ("uint8",)
         classes = got.read(1)
         record = json.loads(Path("maps/prediction.json").read_text())
-        assert [list(got.colormap(1)[i][:3]) for i in range(3)] == record["palette"]
+        assert [list(color[:3]) for color in got.colormap(1).values()] == record["palette"]
         assert got.tags(1)["class_2"] == "ice"
+        assert got.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
     assert record["db_mean"] is None
     assert np.array_equal(classes == 255, values == 0)
     assert np.array_equal(read_bands("maps/scene.tif")[0], classes)
@@ -242,33 +245,44 @@ def test_at_the_ground_spacing_of_the_model(
 
 @pytest.mark.usefixtures("without_rasterio")
 def test_scores_lie_beside_the_maps(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Percents at the model's temperature; the classes are the same with and without."""
+    """Percents of each class at the model's temperature, and the entropy; maps are the same without."""
     assert run(*ALL) == 0
     assert run(*ALL, "--scores") == 0, "the same maps go on"
     assert "are there already" not in capsys.readouterr().out
     model, record = load_model("model"), json.loads(Path("maps/prediction.json").read_text())
     mean, std = torch.tensor(record["db_mean"])[None], torch.tensor(record["db_std"])[None]
     values = torch.from_numpy(read_bands("data/b/three.npy").astype(np.float32))[None]
-    scores = model.eval().slide_scores(values, mean, std)[0]
+    scores = model.eval().slide_scores(values, mean, std)[0].detach()
     expected = {}
     for temperature in (None, 3.0):
         powers = (scores / scores.sum(0)) ** (1 / (temperature or 1))
-        expected[temperature] = (100 * powers / powers.sum(0)).amax(0).detach().numpy()
-    np.testing.assert_allclose(read_bands("maps/b/three-scores.png")[0], expected[None], atol=0.6)
-    two, sure = read_bands("maps/a/two.png")[0], read_bands("maps/a/two-scores.png")[0]
-    assert np.array_equal(two == 255, sure == 255)
-    assert (sure == 255).sum() == 9 * 17
+        p = powers / powers.sum(0)
+        entropy = -(p * p.log()).sum(0) / np.log(3)
+        expected[temperature] = 100 * torch.cat([p, entropy[None]]).numpy()
+    np.testing.assert_allclose(read_bands("maps/b/three-scores.tif"), expected[None], atol=0.6)
+    two, sure = read_bands("maps/a/two.png")[0], read_bands("maps/a/two-scores.tif")
+    assert sure.shape == (4, 50, 64)
+    assert all(np.array_equal(two == 255, band == 255) for band in sure)
+    assert (sure[0] == 255).sum() == 9 * 17
     assert sure[sure != 255].max() <= 100
     (place / "warm").mkdir()
     for name in ("config.json", "model.safetensors"):
         (place / "warm" / name).write_bytes((place / "model" / name).read_bytes())
     store_temperature(place / "warm", 3.0)
     assert run(*ALL, "--scores", "--model", "warm", output="warm-maps") == 0
-    np.testing.assert_allclose(read_bands("warm-maps/b/three-scores.png")[0], expected[3.0], atol=0.6)
+    np.testing.assert_allclose(read_bands("warm-maps/b/three-scores.tif"), expected[3.0], atol=0.6)
     assert np.array_equal(read_bands("warm-maps/b/three.png"), read_bands("maps/b/three.png"))
-    Image.fromarray(speckle(40, 40).astype(np.uint8)).save("data/a/one-scores.png")
+
+
+def test_names_that_are_taken(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rasterio", reason="else a TIFF's map is a PNG, and no name is taken")
+    tifffile.imwrite("data/a/two-scores.tif", speckle(20, 20), photometric="minisblack")
     assert run(*ALL, "--scores") == 2
-    assert "--scores would write over the map maps/a/one-scores.png" in capsys.readouterr().err
+    assert "--scores would write over the map maps/a/two-scores.tif" in capsys.readouterr().err
+    Image.fromarray(speckle(20, 20).astype(np.uint8)).save("data/a/one-quicklook.png")
+    assert run(*ALL, "--page") == 2
+    assert "--page would write over the map maps/a/one-quicklook.png" in capsys.readouterr().err
+    assert not Path("maps").exists()
 
 
 def test_scores_of_a_geotiff(place: Path) -> None:
@@ -278,9 +292,15 @@ def test_scores_of_a_geotiff(place: Path) -> None:
     with rasterio.open("scene.tif", "w", crs="EPSG:32633", transform=transform, **size) as file:
         file.write(speckle(40, 50), 1)
     assert run("--images", "scene.tif", "--values", "amplitude", "--scores") == 0
+    names = ("sea, percent", "land, percent", "ice, percent", "entropy, percent of its maximum")
     with rasterio.open("maps/scene-scores.tif") as got:
         assert (got.crs.to_epsg(), got.transform, got.nodata) == (32633, transform, 255)
-        assert got.read(1).max() <= 100
+        assert got.descriptions == names
+        assert got.read().max() <= 100
+    np.save("plain.npy", speckle(40, 50))
+    assert run("--images", "plain.npy", "--values", "amplitude", "--scores", output="plain") == 0
+    with rasterio.open("plain/plain-scores.tif") as got:
+        assert (got.descriptions, got.nodata, got.count) == (names, 255, 4)
 
 
 def test_bands_and_values_that_nobody_gave_are_said(
