@@ -41,6 +41,7 @@ def write_cog(
         InputError: it cannot be written.
     """
     import rasterio
+    from rasterio._err import CPLE_BaseError  # what GDAL says itself has no public name
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
     with aside(target) as part, rasterio.Env(GDAL_CACHEMAX=_CACHE_MB), warnings.catch_warnings():
@@ -48,7 +49,7 @@ def write_cog(
         try:
             _write(map_BHW, part, place, descriptions, classes)
             _require_same(map_BHW, part)
-        except RasterioError as error:  # some are no OSError
+        except (RasterioError, CPLE_BaseError) as error:
             raise OSError(str(error)) from error
         if classes is not None:
             write_text(target.with_name(f"{target.name}.aux.xml"), gdal_categories(classes))

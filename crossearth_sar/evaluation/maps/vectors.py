@@ -85,6 +85,7 @@ def _write_layer(path: Path, target: Path, layer: str, classes: ClassTable, simp
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # coordinates are then pixels
+            warnings.filterwarnings("ignore", "'crs' was not provided")
             with rasterio.open(path) as source:
                 crs = source.crs.to_wkt() if source.crs else None
                 for patches in _patches(source):
