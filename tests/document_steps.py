@@ -147,6 +147,15 @@ TABLE: dict[str, Step | Built | Left] = {
     "crossearth-sar predict --model runs/finetune/model --images scene.npy --values complex --output maps": Step(
         places.scenes, replace={"maps": "others"}, leaves=("others/scene.png",)
     ),
+    "crossearth-sar predict --images 'scenes/*.tif' --scores --page --vector maps.gpkg": Step(
+        places.scenes, "--output beside", leaves=("maps.gpkg", "beside/0.html", "beside/1-scores.tif")
+    ),
+    "crossearth-sar predict --images 'scenes/*.tif' --output maps --shard 2/4": Step(
+        places.scenes, replace={"maps": "parts"}, leaves=("parts/1.*",)
+    ),
+    "torchrun --nproc-per-node 4 train/predict.py --images 'scenes/*.tif' --output maps": Left(
+        "four processes; tests/cli/test_predict_output.py runs two"
+    ),
     # docs/PSEUDO_LABELS.md
     "crossearth-sar label --teacher FOLDER --map map.yaml --dataset SEN12 --data-root /data --output "
     "/data/pseudo/SEN12 --threshold 0.5 --confidence": Step(

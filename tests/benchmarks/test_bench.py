@@ -136,3 +136,13 @@ def test_every_benchmark_is_a_module_with_words() -> None:
         command = f"python -m {module.__name__}"
         if hasattr(module, "main"):
             assert command in (module.__doc__ or "") or "make " in (module.__doc__ or ""), command
+
+
+def test_scene_benchmark(tmp_path: Path) -> None:
+    size = ("--height", "300", "--width", "400")
+    text = run("speed.bench_scene", *size, "--device", "cpu", "--out", str(tmp_path))
+    assert "| 300 | 400 |" in text
+    with (tmp_path / "results.csv").open(encoding="utf-8") as file:
+        start, scene = csv.DictReader(file)
+    assert (start["windows"], scene["windows"]) == ("1", str(4 * 5))
+    assert float(scene["peak MB"]) > 100
