@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import torch
-from PIL import Image
+from real_tree import SIDE, scene, write_real
 
 from bench.experiments.real import bench_real, scoring, simple, train_equal  # bench/ is on the path
 from bench.experiments.real.sets import SETS, TASKS, channel_power, class_lookup, prepare
@@ -21,58 +20,11 @@ from crossearth_sar.evaluation.evaluate import predict_sample
 from crossearth_sar.model import save_model
 
 ROWS = {row.name: row for row in SETS}
-SIDE = 48
-INDEX = ("dataset", "image", "label", "trust")
-
-
-def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """dB of a dark half, which is water, beside a bright one, and its labels."""
-    rng = np.random.default_rng(seed)
-    label = np.zeros((SIDE, SIDE), np.uint8)
-    label[:, : SIDE // 2] = 1
-    return np.where(label, -20.0, -8.0) + rng.normal(0, 1.0, label.shape), label
-
-
-def write_index(folder: Path, rows: list[dict[str, str]]) -> None:
-    with (folder / "index.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, INDEX)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 @pytest.fixture
 def real(tmp_path: Path) -> Path:
-    """OMBRIA with one image to distrust, KOMPSAT-5 and AIRSAR; nothing of the other sets."""
-    corpus, data = tmp_path / "real" / "corpus", tmp_path / "real" / "real_data"
-    for part in ("images", "labels_ign"):
-        (corpus / "ombria" / part).mkdir(parents=True)
-    rows = []
-    for number, name in enumerate(("te0001", "te0002", "te0003", "tr0001", "tr0002")):
-        decibels, label = scene(number)
-        label[0, 0] = 255
-        values = ((decibels + 28) * 8).round().clip(0, 255).astype(np.uint8)
-        Image.fromarray(values).save(corpus / f"ombria/images/{name}.png")
-        Image.fromarray(label).save(corpus / f"ombria/labels_ign/{name}.png")
-        trust = "no" if name == "te0003" else "yes"
-        rows.append(
-            {"dataset": "ombria", "image": f"ombria/images/{name}.png", "trust": trust}
-            | {"label": f"ombria/labels/{name}.png"}
-        )
-    write_index(corpus, rows)
-    (data / "kompsat5_oslo").mkdir(parents=True)
-    (data / "airsar_sanfrancisco").mkdir()
-    decibels, label = scene(9)
-    large = np.kron(10 ** (decibels / 10) * 1e5, np.ones((9, 9))).round().astype(np.uint16)
-    tifffile.imwrite(data / "kompsat5_oslo" / "a.tif", large)
-    Image.fromarray(np.kron(label, np.ones((9, 9), np.uint8))).save(data / "kompsat5_oslo" / "a.png")
-    write_index(
-        data, [{"dataset": "kompsat5_oslo", "image": "kompsat5_oslo/a.tif", "label": "kompsat5_oslo/a.png"}]
-    )
-    intensity = (10 ** (decibels / 10)).astype(np.float32)
-    airsar = data / "airsar_sanfrancisco"
-    np.savez(airsar / "t3.npz", T11=intensity, T22=intensity, T33=intensity, rho12_re=0 * intensity)
-    Image.fromarray(np.where(label, 0, 2).astype(np.uint8)).save(airsar / "label_common4.png")
-    return tmp_path / "real"
+    return write_real(tmp_path / "real")
 
 
 def test_sets_are_written_as_the_package_reads_them(
@@ -190,6 +142,7 @@ def test_the_rate_rises_and_falls() -> None:
     rates = [train_equal.rate_at(share) for share in (0.0, 0.025, 0.05, 0.5, 0.999)]
     assert rates[0] < rates[1] < rates[2] > rates[3] > rates[4] > 0
     assert rates[2] == pytest.approx(train_equal.RATE)
+    assert train_equal.rate_at(0.05, 5e-4) == pytest.approx(5e-4)
 
 
 @pytest.fixture
@@ -206,7 +159,7 @@ def test_the_benchmark_end_to_end(
     real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = train_equal.build("dense", 7, 10.0)
+    model = train_equal.build("dense", SEVEN_CLASSES.names, 10.0)
     model.name_classes(SEVEN_CLASSES.names)  # type: ignore[union-attr]
     save_model(model, tmp_path / "trial" / "model")  # type: ignore[arg-type]
     words = (

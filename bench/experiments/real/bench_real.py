@@ -2,11 +2,13 @@
 
     python -m bench.experiments.real.bench_real --real ../shared [--model runs/cpt/model …] [--in-domain]
         [--sources wide old] [--contenders tiny dense unet] [--seeds 0 1 2] [--seconds 400] [--curves]
+        [--few-labels [2 8 64]] [--few-seconds 60]
 
 REAL holds corpus/ and real_data/. Without further words: the simple methods on every set, and each --model.
 --sources trains contenders on simulated scenes, --in-domain on OMBRIA's training side, --curves scores them
-after 50, 100 and 200 seconds too. What is finished is kept below WORK and not repeated; the report is of all
-that WORK holds. Pictures are written to WORK alone: most of the images may not be redistributed.
+after 50, 100 and 200 seconds too; --few-labels trains on so many images of that side, from the shipped
+weights and from scratch. What is finished is kept below WORK and not repeated; the report is of all that WORK
+holds. Pictures are written to WORK alone: most of the images may not be redistributed.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.experiments.real import simple
+from bench.experiments.real import few_labels, simple
 from bench.experiments.real.scoring import Predict, Store, unit_counts
 from bench.experiments.real.sets import SETS, TASKS, RealSet, class_lookup, prepare
+from bench.experiments.real.shipped_start import SHIPPED
 from bench.experiments.real.tables import report
 from bench.experiments.real.train_equal import (
     CONTENDERS,
@@ -40,6 +43,7 @@ from crossearth_sar.engine.config import simulated_run
 from crossearth_sar.evaluation.evaluate import predict_sample
 from crossearth_sar.evaluation.figures.predictions import prediction_figure
 from crossearth_sar.model import WEIGHTS_FILE, load_model
+from crossearth_sar.shipped import model_folder
 from crossearth_sar.spacing import evenly_spaced
 
 CURVE_SECONDS = [50.0, 100.0, 200.0]
@@ -57,12 +61,21 @@ class Bench:
         self.store = Store(work / "results")
 
     def record(
-        self, method: str, row: RealSet, predict: Predict, domain: Domain, *, label: str, kind: str, key: str
+        self,
+        method: str,
+        row: RealSet,
+        predict: Predict,
+        domain: Domain,
+        *,
+        label: str,
+        kind: str,
+        key: str,
+        **about: object,
     ) -> None:
         """Counts of a method on a set, into the store."""
         counts = unit_counts(predict, domain)
         unit = "image" if len(domain) > 1 else "block"
-        about = {"label": label, "kind": kind, "unit": unit, "images": len(domain)}
+        about |= {"label": label, "kind": kind, "unit": unit, "images": len(domain)}
         self.store.put(method, row.name, counts, key, **about)
         print(f"{row.name}: {label} done", flush=True)
 
@@ -87,7 +100,16 @@ class Bench:
             self.record("random-forest", row, predict, domain, label="random forest", kind="simple", key=key)
 
     def model(
-        self, model: Contender, names: Sequence[str], method: str, *, label: str, key: str, draws: bool
+        self,
+        model: Contender,
+        names: Sequence[str],
+        method: str,
+        *,
+        label: str,
+        key: str,
+        draws: bool = False,
+        kind: str = "model",
+        **about: object,
     ) -> None:
         """A model on every set whose classes it knows, with pictures where `draws`."""
         for row in self.scored:
@@ -96,7 +118,7 @@ class Bench:
                 continue
             predict = model_predict(model, lookup)
             domain = open_domain(row.domain(self.data), "", model.config.pixel_m)
-            self.record(method, row, predict, domain, label=label, kind="model", key=key)
+            self.record(method, row, predict, domain, label=label, kind=kind, key=key, **about)
             if draws and self.pictures:
                 self.draw(row, domain, predict, label, method)
 
@@ -131,6 +153,23 @@ class Bench:
             draws = seed == 0 and point == seconds
             self.model(model, classes, f"{run}-at{point:g}", label=label, key=key, draws=draws)
 
+    def few_labels(self, images: int, seed: int, seconds: float) -> None:
+        """Each start trained on so many images of IN_DOMAIN, and scored, unless that is done."""
+        source = open_source(IN_DOMAIN, self.sets, self.data, images)
+        for contender in few_labels.STARTS:
+            run = f"{contender}-{IN_DOMAIN}-{images}-images-{seconds:g}s-seed{seed}"
+            folder = self.work / "models" / run
+            model = trained(contender, source, seed, seconds, [], folder)[seconds]
+            key = digest((folder / f"at-{seconds:g}.safetensors").read_bytes())
+            about = few_labels.about(contender, images, seed, seconds)
+            self.model(model, TASKS["water"].classes, run, key=key, **about)
+
+    def no_labels(self) -> None:
+        """The shipped model as it is, beside those that had a few."""
+        folder, about = model_folder(SHIPPED), few_labels.about("shipped", 0, 0, 0.0)
+        model, key = load_model(folder), digest((folder / WEIGHTS_FILE).read_bytes())
+        self.model(model, model.class_names or (), "shipped-0-images", key=key, **about)
+
 
 def model_predict(model: Contender, lookup: np.ndarray) -> Predict:
     """Classes of the set's task, on the image's own pixels."""
@@ -161,9 +200,15 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=[], help="what contenders train on")
     parser.add_argument("--in-domain", action="store_true", help=f"train on {IN_DOMAIN} too")
     parser.add_argument(
-        "--contenders", nargs="+", default=list(CONTENDERS), help="tiny, dense, unet, tiny+KEY=VALUE"
+        "--contenders", nargs="+", default=list(CONTENDERS), help="tiny, dense, unet, tiny+KEY=VALUE, shipped"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", help="default 0; with --few-labels 0 1 2")
+    parser.add_argument(
+        "--few-labels", type=int, nargs="*", metavar="N", help=f"train on N images of {IN_DOMAIN}: 2 8 64"
+    )
+    parser.add_argument(
+        "--few-seconds", type=float, default=few_labels.SECONDS, help="processor time of each of those"
+    )
     parser.add_argument("--seconds", type=float, default=400.0, help="processor time of each training")
     parser.add_argument("--at", type=float, nargs="+", default=[], help="seconds to score at on the way")
     parser.add_argument("--curves", action="store_true", help="--at 50 100 200")
@@ -171,16 +216,22 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=PICTURES, help="rows of each picture")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-real"))
     parser.add_argument("--out", type=Path, default=Path("bench/reports/real"))
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.few_labels == []:
+        arguments.few_labels = list(few_labels.COUNTS)
+    if arguments.seeds is None:
+        arguments.seeds = list(few_labels.SEEDS) if arguments.few_labels else [0]
+    return arguments
 
 
 def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
     torch.set_num_threads(1)
     sources = [*arguments.sources, *([IN_DOMAIN] if arguments.in_domain else [])]
+    trained_on = {*sources, *([IN_DOMAIN] if arguments.few_labels else [])}
     wanted = [
         row for row in SETS
-        if (row.name in sources if row.is_source else not arguments.rows or row.name in arguments.rows)
+        if (row.name in trained_on if row.is_source else not arguments.rows or row.name in arguments.rows)
     ]  # fmt: skip
     bench = Bench(
         arguments.work, prepare(arguments.real.resolve(), arguments.work, wanted), arguments.pictures
@@ -195,6 +246,11 @@ def main(words: Sequence[str] | None = None) -> None:
         for source in dict.fromkeys(sources):
             for contender in arguments.contenders:
                 bench.contender(contender, source, seed, arguments.seconds, at)
+    if arguments.few_labels:
+        bench.no_labels()
+        for seed in arguments.seeds:
+            for images in arguments.few_labels:
+                bench.few_labels(images, seed, arguments.few_seconds)
     print(report(bench.store, SETS, arguments.out))
     if bench.pictures and (arguments.work / "pictures").is_dir():
         print(f"pictures, not to be passed on: {arguments.work / 'pictures'}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.experiments.real.few_labels import few_table
 from bench.experiments.real.scoring import BLOCK, RESAMPLES, Estimate, Store, drawn_scores, estimate
 from bench.experiments.real.sets import TASKS, RealSet
 from bench.speed.harness import markdown_table, write_report
@@ -15,6 +16,11 @@ from bench.speed.harness import markdown_table, write_report
 PLAINEST = "Otsu per image, 1 x 1"
 OTHERS = ("fixed threshold", "random forest")
 NONE = "–"
+FEW_NOTE = (
+    "Few labels: OMBRIA's training images, drawn by the seed and the same for all starts; intervals of "
+    "differences are over the same draws of both. A mean over sets is plain, each set counting once. "
+    "0 images: the shipped model as it is."
+)
 
 Row = dict[str, Any]
 
@@ -151,6 +157,7 @@ def report(store: Store, sets: Sequence[RealSet], out: Path, notes: Sequence[str
     found = store.all()
     rows = [line for row in sets if row.name in found for line in set_rows(row, found[row.name])]
     commits = sorted(set().union(*(row["commits"] for row in rows)))
+    few = {part: few_table(found, sets, part) for part in ("miou", "water")}
     lines = [
         "Percent; in brackets a 95 % bootstrap interval over a set's images, "
         f"{RESAMPLES} resamples; of a set of one image, over its blocks of {BLOCK} pixels, which says "
@@ -160,7 +167,12 @@ def report(store: Store, sets: Sequence[RealSet], out: Path, notes: Sequence[str
         "Otsu looks at no label. The fixed threshold and the random forest learn from simulated scenes "
         "alone, at 10 m. Models of seven classes: water where the highest score is water's.",
         "Where the sets come from: docs/BENCHMARKS.md, «Real images».",
+        *([FEW_NOTE] if few["miou"] else []),
         *notes,
         f"The results' own commits: {', '.join(commits)}.",
     ]
-    return write_report(out, "Real images", [csv_row(row) for row in rows], lines, body=sections(rows))
+    body = sections(rows)
+    for part, title in (("miou", "mIoU of water and other"), ("water", "water IoU")):
+        if few[part]:
+            body += [f"## Few labels: {title}", "", *few[part], ""]
+    return write_report(out, "Real images", [csv_row(row) for row in rows], lines, body=body)

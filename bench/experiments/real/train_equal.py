@@ -3,21 +3,24 @@
 Seconds are `time.process_time`: reading or simulating, augmenting, forward, backward and the step count,
 what is between them does not. All draw the same samples in the same order; who is faster sees more of them.
 The learning rate warms up and decays by the share of the seconds that is spent, so at an intermediate point
-it has not decayed.
+it has not decayed. A contender that starts from the shipped weights has a lower one, and trains whole too.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from bench.experiments.real.sets import RealSet
+from bench.experiments.real.shipped_start import started_from_shipped
 from bench.experiments.real.unet import PeerConfig, SmallUNet
 from crossearth_sar.config import layered, parse_overrides
 from crossearth_sar.data.domain import Domain, DomainConfig, open_domain
@@ -26,15 +29,19 @@ from crossearth_sar.data.stream import TrainStream, join_samples
 from crossearth_sar.data.transforms import AugmentConfig, TrainTransform
 from crossearth_sar.engine.config import simulated_run
 from crossearth_sar.engine.optim import parameter_groups
+from crossearth_sar.errors import InputError
 from crossearth_sar.model import CrossEarthSAR, build_model
 from crossearth_sar.presets import ModelConfig
 from crossearth_sar.provenance import provenance
 
 BATCH, RATE, DECAY_POWER, WEIGHT_DECAY, CLIP_NORM = 8, 2e-3, 0.9, 0.05, 1.0
+FINE_TUNING_RATE = 5e-4
+"""Of what starts from the shipped weights."""
 WARM_UP = 0.05
 """Share of the seconds in which the rate rises from 0."""
 CROP = 128
 CONTENDERS = ("tiny", "dense", "unet")
+"""From scratch. One more, shipped, is tiny from the shipped weights, on a real source."""
 SOURCES = ("wide", "old", "ombria-tr")
 
 Contender = CrossEarthSAR | SmallUNet
@@ -42,15 +49,20 @@ Contender = CrossEarthSAR | SmallUNet
 
 @dataclass(frozen=True)
 class Source:
-    """What is trained on: a domain, its augmentation, the ground spacing that models of it work at."""
+    """What is trained on: a domain, its augmentation, the ground spacing that models of it work at.
+
+    images: so many of the domain's, drawn by the run's seed; None: all.
+    """
 
     domain: DomainConfig
     augment: AugmentConfig
     pixel_m: float | None
+    images: int | None = None
 
 
-def open_source(name: str, sets: dict[str, RealSet], data: Path) -> Source:
-    """wide: what the default run trains on. old: what it did before, kept here as it was. Else a real set."""
+def open_source(name: str, sets: dict[str, RealSet], data: Path, images: int | None = None) -> Source:
+    """wide: what the default run trains on. old: what it did before, kept here as it was. Else a real set, or
+    so many `images` of it."""
     if name == "wide":
         run = simulated_run()
         assert run.train is not None
@@ -64,17 +76,20 @@ def open_source(name: str, sets: dict[str, RealSet], data: Path) -> Source:
         augment = AugmentConfig(scale_min=0.8, scale_max=1.25, gain_db=1.0)
         return Source(DomainConfig(name="old", simulated=scenes), augment, None)
     augment = AugmentConfig(scale_min=0.8, scale_max=1.25, max_class_share=1.0, gain_db=0.0)
-    return Source(sets[name].domain(data), augment, 10.0)
+    return Source(sets[name].domain(data), augment, 10.0, images)
 
 
-def build(contender: str, classes: int, pixel_m: float | None) -> Contender:
-    """A fresh contender: one of CONTENDERS, or tiny with settings: tiny+moe.local_physics=true."""
+def build(contender: str, classes: Sequence[str], pixel_m: float | None) -> Contender:
+    """A contender before its first step: one of CONTENDERS, tiny with settings (tiny+moe.local_physics=true),
+    or shipped."""
     base, *settings = contender.split("+")
     if base == "unet":
-        return SmallUNet(PeerConfig(classes, pixel_m, CROP))
+        return SmallUNet(PeerConfig(len(classes), pixel_m, CROP))
+    if base == "shipped":
+        return started_from_shipped(classes, pixel_m)
     default = {**simulated_run().model, "pixel_m": pixel_m, "bands": None}
     changes = layered(ModelConfig, default, parse_overrides(settings))
-    return build_model("crossearth_sar_tiny", classes, changes=changes, sparse=base == "tiny")
+    return build_model("crossearth_sar_tiny", len(classes), changes=changes, sparse=base == "tiny")
 
 
 def trained(
@@ -86,11 +101,12 @@ def trained(
     paths = {point: folder / f"at-{point:g}.safetensors" for point in points}
     if not all(path.is_file() for path in paths.values()):
         torch.manual_seed(seed)
-        model = build(contender, len(domain.classes), source.pixel_m)
-        spend(model, stream_of(domain, source, seed), seconds, points, folder)
+        model = build(contender, domain.classes.names, source.pixel_m)
+        peak = FINE_TUNING_RATE if contender == "shipped" else RATE
+        spend(model, stream_of(domain, source, seed), seconds, points, folder, peak)
     found = {}
     for point, path in paths.items():
-        model = build(contender, len(domain.classes), source.pixel_m)
+        model = build(contender, domain.classes.names, source.pixel_m)
         model.load_state_dict(load_file(path))
         found[point] = model.eval()
     return found
@@ -98,18 +114,40 @@ def trained(
 
 def stream_of(domain: Domain, source: Source, seed: int) -> TrainStream:
     """The samples of a run, the same for every contender."""
-    return TrainStream(domain, TrainTransform(replace(source.augment, crop_size=CROP), source.pixel_m), seed)
+    transform = TrainTransform(replace(source.augment, crop_size=CROP), source.pixel_m)
+    if source.images is None:
+        return TrainStream(domain, transform, seed)
+    few = Subset(domain, drawn(len(domain), source.images, seed))  # type: ignore[arg-type]
+    return TrainStream(few, transform, seed)  # type: ignore[arg-type]
 
 
-def spend(model: Contender, stream: TrainStream, seconds: float, points: list[float], folder: Path) -> None:
-    """Trains for `seconds` and leaves the weights of each point, and log.json, in `folder`."""
+def drawn(length: int, images: int, seed: int) -> list[int]:
+    """The first so many of an order that the seed decides: a smaller draw is part of a larger one.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    if not 1 <= images <= length:
+        raise InputError("so many labelled images cannot be drawn", got=images, expected=f"1 to {length}")
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+    return order[:images].tolist()
+
+
+def spend(
+    model: Contender, stream: TrainStream, seconds: float, points: list[float], folder: Path, peak: float
+) -> None:
+    """Trains for `seconds` and leaves the weights of each point, and log.json, in `folder`.
+
+    Args:
+        peak: the learning rate after warm-up.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(decay_groups(model), lr=0.0)
     model.train()
     spent, step, left, log, loss = 0.0, 0, list(points), [], 0.0
     while left:
         started = time.process_time()
-        rate = rate_at(spent / seconds)
+        rate = rate_at(spent / seconds, peak)
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = join_samples([stream[step * BATCH + place] for place in range(BATCH)])
@@ -127,7 +165,8 @@ def spend(model: Contender, stream: TrainStream, seconds: float, points: list[fl
             log.append({"seconds": point, "step": step, "loss": loss})
             print(f"{folder.name}: {point:g} s, step {step}, loss {loss:.3f}", flush=True)
     parameters = sum(p.numel() for p in model.parameters())
-    about = {"parameters": parameters, "points": log, **provenance()}
+    about = {"parameters": parameters, "rate": peak, "images": len(stream.dataset), "points": log}
+    about |= provenance()
     (folder / "log.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
@@ -137,11 +176,11 @@ def loss_of(model: Contender, image: Tensor, mean: Tensor, std: Tensor, mask: Te
     return model.loss(model(image, mean, std), mask).total
 
 
-def rate_at(share: float) -> float:
-    """Of the learning rate, at a share of the seconds: linear warm-up, polynomial decay."""
+def rate_at(share: float, peak: float = RATE) -> float:
+    """The learning rate at a share of the seconds: linear warm-up to `peak`, polynomial decay."""
     if share < WARM_UP:
-        return RATE * (share + 1e-3) / WARM_UP
-    return RATE * (1 - (share - WARM_UP) / (1 - WARM_UP)) ** DECAY_POWER
+        return peak * (share + 1e-3) / WARM_UP
+    return peak * (1 - (share - WARM_UP) / (1 - WARM_UP)) ** DECAY_POWER
 
 
 def decay_groups(model: Contender) -> list[dict]:
