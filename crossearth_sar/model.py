@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossearth_sar.config import from_mapping, merge, to_mapping
+from crossearth_sar.decision import first_class
 from crossearth_sar.decoder import Decoder, make_decoder
 from crossearth_sar.descriptors import RunningStandardizer, join_tokens, named_descriptors
 from crossearth_sar.errors import InputError
@@ -80,10 +81,16 @@ class CrossEarthSAR(nn.Module, HubFolder):
         self.palette: tuple[tuple[int, ...], ...] | None = None
         self.temperature: float | None = None  # of its probabilities: evaluation/calibration.py
 
+    @property
+    def first_class(self) -> int | None:
+        """Index of the class that is decided first, see `decision.decided`."""
+        return first_class(self.config.decided_first, self.class_names)
+
     def name_classes(self, names: Sequence[str], palette: Sequence[Sequence[int]] | None = None) -> None:
         """Says what the classes are, in the order of their indices, and how to draw them (RGB, 0..255).
 
-        Kept as `class_names` and `palette`, and saved with the model. Nothing is computed differently.
+        Kept as `class_names` and `palette`, and saved with the model. Computed differently is nothing but
+        which class is decided first (`ModelConfig.decided_first`).
 
         Raises:
             InputError: unless there is one name, all different, and one colour per class.
@@ -189,7 +196,8 @@ class CrossEarthSAR(nn.Module, HubFolder):
         mean, std = statistics_of(amplitude, db_mean, db_std)
         with eval_mode(self):
             scores = self.slide_scores(amplitude, mean, std, on_window, taper=taper)
-        return classes_at(scores, (given.shape[-2], given.shape[-1])).to(given.device)
+        size = (given.shape[-2], given.shape[-1])
+        return classes_at(scores, size, self.first_class).to(given.device)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(self, save_directory)
@@ -210,7 +218,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         """(B, K, H, W), the averaged scores of which `predict` takes the largest; in the module's mode."""
         return slide_scores(
             self, self.decoder, image_BCHW, db_mean, db_std,
-            crop=self.config.crop_size, stride=self.config.crop_stride, patch=self.config.vit.patch_size,
+            crop=self.config.window, stride=self.config.crop_stride, patch=self.config.vit.patch_size,
             taper=taper, on_window=on_window,
         )  # fmt: skip
 

@@ -90,7 +90,10 @@ class ModelConfig:
     """An Earth-Adapter on the backbone's blocks, or null."""
 
     crop_size: int = 512
-    """Side of the training crop and of the windows of slide inference, pixels."""
+    """Side of the training crop, pixels."""
+
+    window_size: int | None = None
+    """Side of the windows of slide inference, pixels; null: the crop's."""
 
     crop_stride: int = 341
     """Step from window to window of slide inference, pixels."""
@@ -102,16 +105,23 @@ class ModelConfig:
     bands: int | None = None
     """Bands of the images that it was trained on, 1 to 3; null: it takes any number."""
 
+    decided_first: str | None = None
+    """Name of a class that a pixel is if it is likelier than all others together, and only then
+    (decision.py); the others are decided by the largest score. A model without a class of that name, or null:
+    all are."""
+
     def __post_init__(self) -> None:
         require_pixel_m(self.pixel_m)
         require(self.bands in (None, 1, 2, 3), "bands", self.bands, "1 to 3, or null")
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
-        require(
-            self.crop_size % self.vit.patch_size == 0,
-            "crop_size",
-            self.crop_size,
-            f"a multiple of the patch size {self.vit.patch_size}",
-        )
+        for name in ("crop_size", "window_size"):
+            side = getattr(self, name)
+            require(
+                side is None or (side >= 1 and side % self.vit.patch_size == 0),
+                name,
+                side,
+                f"a multiple of the patch size {self.vit.patch_size}",
+            )
         require(
             self.moe is None or not self.moe.local_physics or self.vit.patch_size >= MIN_PATCH,
             "vit.patch_size",
@@ -119,11 +129,16 @@ class ModelConfig:
             f"{MIN_PATCH} or more with moe.local_physics",
         )
         require(
-            1 <= self.crop_stride <= self.crop_size,
+            1 <= self.crop_stride <= self.window,
             "crop_stride",
             self.crop_stride,
-            f"1 .. crop_size = {self.crop_size}",
+            f"1 .. {self.window}, the side of the windows",
         )
+
+    @property
+    def window(self) -> int:
+        """Side of the windows of slide inference, pixels."""
+        return self.window_size or self.crop_size
 
 
 def crossearth_sar_tiny(num_classes: int) -> ModelConfig:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from crossearth_sar.data.domain import Domain
 from crossearth_sar.data.sample import IGNORE_INDEX, Sample
+from crossearth_sar.decision import decided
 from crossearth_sar.evaluation.calibration import (
     Reliability,
     at_temperature,
@@ -109,7 +110,9 @@ def score_images(
         mask, size = sample["mask"], (sample["mask"].shape[0], sample["mask"].shape[1])
         scores_KHW = interpolated(sample_scores(model, sample), size)
         log_p_KHW = log_probabilities(scores_KHW)
-        classes_HW = torch.tensor(mapping.to_domain, device=scores_KHW.device)[scores_KHW.argmax(0)]
+        classes_HW = torch.tensor(mapping.to_domain, device=scores_KHW.device)[
+            decided(scores_KHW, model.first_class)
+        ]
         predicted = classes_HW.cpu()
         matrix = ConfusionMatrix(len(domain.classes))
         matrix.update(predicted, mask)

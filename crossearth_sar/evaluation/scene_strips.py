@@ -23,6 +23,7 @@ from torch import Tensor
 from crossearth_sar.config import require
 from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.sample import IGNORE_INDEX
+from crossearth_sar.decision import decided
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.calibration import at_temperature, log_probabilities
 from crossearth_sar.evaluation.scene import Scene, WorkingRows
@@ -110,8 +111,8 @@ def strips(
     needed = int(Between.of(scene.size[0], size[0], torch.tensor([first_row])).low[0])
     rows_of_windows = windows_below(model, scene, first_row)
     runner = _Runner(model, (db_mean, db_std), device, how, on_batch)
-    sums = _Sums(config.num_classes, min(config.crop_size, size[0]), size[1], device, needed)
-    back = _WayBack(scene, size, model.temperature, first_row, scores)
+    sums = _Sums(config.num_classes, min(config.window, size[0]), size[1], device, needed)
+    back = _WayBack(scene, size, model, first_row, scores)
     is_empty = first_row == 0
     with eval_mode(model), ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(scene.working_rows, rows_of_windows[0][0], size)
@@ -137,7 +138,7 @@ def windows_below(model: CrossEarthSAR, scene: Scene, first_row: int) -> list[tu
     """The rows of windows that the map from `first_row` on needs, at the model's spacing, with columns."""
     config, size = model.config, scene.working_size(model.config.pixel_m)
     needed = int(Between.of(scene.size[0], size[0], torch.tensor([first_row])).low[0])
-    windows = sliding_windows(*size, config.crop_size, config.crop_stride)
+    windows = sliding_windows(*size, config.window, config.crop_stride)
     return [
         (rows, [columns for _, columns in group])
         for rows, group in groupby(windows, key=lambda window: window[0])
@@ -160,7 +161,7 @@ class _Runner:
         self.mean, self.std = (s[None].to(device) for s in statistics)
         self.bf16 = device.type == "cuda" if how.bf16 is None else how.bf16
         pixels = BATCH_PIXELS.get(device.type, BATCH_PIXELS["cpu"])
-        self.batch = max(1, pixels // model.config.crop_size**2)
+        self.batch = max(1, pixels // model.config.window**2)
 
     def scores(self, image: WorkingRows, all_columns: list[slice]) -> Iterator[tuple[slice, Tensor]]:
         """Columns and (K, h, w) scores of the windows that hold a measured pixel."""
@@ -228,9 +229,9 @@ class _WayBack:
     """From scores of finished working rows to classes of the scene's own rows."""
 
     def __init__(
-        self, scene: Scene, size: tuple[int, int], temperature: float | None, first_row: int, scores: bool
+        self, scene: Scene, size: tuple[int, int], model: CrossEarthSAR, first_row: int, scores: bool
     ) -> None:
-        self.scene, self.size, self.temperature = scene, size, temperature
+        self.scene, self.size, self.model = scene, size, model
         self.next_row, self.with_percent = first_row, scores
         self.top, self.kept_KhW = 0, torch.empty(0)  # working rows that rows to come lie between
         self.valid_top, self.valid = first_row, np.empty((0, scene.size[1]), bool)
@@ -264,11 +265,11 @@ class _WayBack:
         count = rows.stop - rows.start
         valid, self.valid = self.valid[:count], self.valid[count:]
         self.valid_top = rows.stop
-        classes = scores_KhW.argmax(0).to(torch.uint8).cpu().numpy()
+        classes = decided(scores_KhW, self.model.first_class).to(torch.uint8).cpu().numpy()
         classes[~valid] = IGNORE_INDEX
         percent = None
         if self.with_percent:
-            percent = percents(scores_KhW, self.temperature).cpu().numpy()
+            percent = percents(scores_KhW, self.model.temperature).cpu().numpy()
             percent[:, ~valid] = IGNORE_INDEX
         return Strip(rows, classes, percent)
 

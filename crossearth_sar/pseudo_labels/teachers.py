@@ -208,7 +208,7 @@ def _own_teacher(
         return network
 
     own = SEVEN_CLASSES.names if model.config.num_classes == len(SEVEN_CLASSES) else None
-    crop = crop or model.config.crop_size
+    crop = crop or model.config.window
     return Teacher(
         kind="crossearth_sar",
         origin=str(folder),

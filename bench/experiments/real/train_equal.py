@@ -89,7 +89,9 @@ def build(contender: str, classes: Sequence[str], pixel_m: float | None) -> Cont
         return started_from_shipped(classes, pixel_m)
     default = {**simulated_run().model, "pixel_m": pixel_m, "bands": None}
     changes = layered(ModelConfig, default, parse_overrides(settings))
-    return build_model("crossearth_sar_tiny", len(classes), changes=changes, sparse=base == "tiny")
+    model = build_model("crossearth_sar_tiny", len(classes), changes=changes, sparse=base == "tiny")
+    model.name_classes(classes)
+    return model
 
 
 def trained(
