@@ -37,6 +37,8 @@ def blotches(height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     classes = ((np.sin(x / 9) + np.cos(y / 7)) > 0).astype(np.uint8)
     classes[(x - width // 2) ** 2 + (y - height // 2) ** 2 < 90] = 2
+    classes[5:20, 20:50] = 1
+    classes[10:15, 30:40] = 0  # a hole
     classes[:, :5] = 255
     return classes
 

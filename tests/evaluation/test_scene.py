@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from crossearth_sar.data.files.readers import RawImage, read_image
 from crossearth_sar.data.files.windows import Window
 from crossearth_sar.decibels import db_statistics
 from crossearth_sar.evaluation import scene as module
+from crossearth_sar.evaluation import scene_strips
 from crossearth_sar.evaluation.evaluate import predict_sample
 from crossearth_sar.evaluation.scene import Scene, measure_scenes
 from crossearth_sar.evaluation.scene_strips import Sliding, percents, predict_scene, strips
@@ -303,3 +306,59 @@ def test_an_empty_scene_is_said(model: CrossEarthSAR) -> None:
     nothing = scene_of(np.full((1, 80, 80), np.nan, np.float32))
     with pytest.raises(InputError, match=r"scene\.npy has no valid pixel"):
         predict_scene(model, nothing, torch.zeros(1), torch.ones(1))
+
+
+MEMORY = """
+import resource, sys
+import torch
+from pathlib import Path
+from crossearth_sar import load_model
+from crossearth_sar.data.files import on_disk
+from crossearth_sar.evaluation import scene_strips
+from crossearth_sar.evaluation.scene import Scene
+
+on_disk.WHOLE_BELOW = on_disk.BLOCK_PIXELS = 1 << 19
+# what is measured is what surrounds the network
+scene_strips.window_scores = lambda f, d, windows, *a, **k: windows.expand(-1, 7, -1, -1)
+peaks = []
+for name in sys.argv[1:]:
+    scene = Scene(on_disk.open_image(Path(name)), "amplitude")
+    for strip in scene_strips.strips(load_model("tiny"), scene, torch.zeros(1), torch.ones(1), scores=True):
+        pass
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peaks[-1] - peaks[0])
+"""
+
+
+def test_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
+    """Scores of the larger scene alone would be 7 x 4 bytes for each of its 8 million pixels."""
+    for height in (1000, 8000):
+        values = np.random.default_rng(0).integers(1, 900, (height, 1000), np.uint16)
+        tifffile.imwrite(tmp_path / f"{height}.tif", values, tile=(128, 128), compression="zlib")
+    names = [str(tmp_path / f"{height}.tif") for height in (1000, 8000)]
+    command = [sys.executable, "-c", MEMORY, names[0], *names]  # the first is read twice, to be warm
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grown_mb = int(done.stdout.split()[-1])
+    assert grown_mb < 16, f"{grown_mb} MB more for seven million pixels more"
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(
+    model: CrossEarthSAR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, statistics = scene_of(speckle(1, 64, 300)), (torch.zeros(1), torch.ones(1))
+    expected = predict_scene(model, scene, *statistics)
+    original, sizes = scene_strips.window_scores, []
+
+    def small(
+        forward: object, decoder: object, windows: torch.Tensor, *given: object, **options: object
+    ) -> object:
+        sizes.append(len(windows))
+        if len(windows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(forward, decoder, windows, *given, **options)
+
+    monkeypatch.setattr(scene_strips, "window_scores", small)
+    monkeypatch.setitem(scene_strips.BATCH_PIXELS, "cpu", 64 * 64 * 7)
+    assert np.array_equal(predict_scene(model, scene, *statistics), expected)
+    assert sizes == [7, 4, 2, 2, 3, 2, 1]
