@@ -1,6 +1,7 @@
 # Each target does the set-up it needs; a second call finds it done.
 #
-#   make cpt     pre-train the tiny model on simulated SAR and end with numbers and pictures in runs/cpt
+#   make cpt     pre-train the tiny model on simulated SAR and end with numbers and pictures in runs/cpt;
+#                with real images below REAL=../shared, the report has their scores too
 #   make test    lint, types, tests
 #   make bench   the MoE layer, its kernels and the model side by side with their peers; reports in runs/bench
 #   make bench22 the 22 benchmarks in miniature, on simulated data; make ablations: one axis at a time beside it
@@ -38,6 +39,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 cpt: venv
 	$(BIN)/python -m crossearth_sar
 	$(BIN)/deepspeed --num_accelerators $(RANKS) train/cpt.py --resume $(ARGS)
+	$(BIN)/python -m bench.experiments.real.after_training --real "$(REAL)" $(ARGS)
 
 test: venv
 	$(BIN)/ruff check .
@@ -62,8 +64,8 @@ bench22: venv
 ablations: venv
 	$(BIN)/python -m bench.experiments.ablations $(if $(OUT),--out "$(OUT)") $(ARGS)
 
-# make bench-real ARGS="--model runs/cpt/model", ARGS="--in-domain --seeds 0 1 2": see the script. Pictures stay
-# in runs/bench-real, for most of the images may not be passed on.
+# make bench-real ARGS="--model runs/cpt/model", ARGS="--in-domain --seeds 0 1 2", ARGS="--few-labels": see the
+# script. Pictures stay in runs/bench-real, for most of the images may not be passed on.
 REAL ?= ../shared
 
 bench-real: venv

@@ -72,6 +72,13 @@ def own_domains(place: Path) -> None:
         model_folder(place / "runs" / name / "model", 7, named=True)
 
 
+def sweep(place: Path) -> None:
+    """my.yaml, and docs/TRAINING.md's sweep.yaml with one trial."""
+    own_images(place)
+    (block,) = (b for b in blocks("yaml") if "trials: 20" in b.text)
+    (place / "sweep.yaml").write_text(block.text.replace("trials: 20", "trials: 1"), encoding="utf-8")
+
+
 def backbone(place: Path) -> None:
     """BACKBONE: a model folder of this package."""
     model_folder(place / "backbone", 2)
@@ -162,7 +169,7 @@ def label_maps(place: Path) -> None:
 
 def mixture(place: Path) -> None:
     """docs/TRAINING.md's mixture as my.yaml, with a validation domain beside it, and its data."""
-    (block,) = (b for b in blocks("yaml") if b.document == "docs/TRAINING.md")
+    (block,) = (b for b in blocks("yaml") if "name: two-sources" in b.text)
     settings = yaml.safe_load(block.text)
     (place / "my.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     rng = np.random.default_rng(0)

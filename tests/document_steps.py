@@ -78,6 +78,10 @@ TABLE: dict[str, Step | Built | Left] = {
     "deepspeed --num_accelerators 2 train/cpt.py --config my.yaml --set optim.lr=1e-4 model.moe.top_k=2 output=runs/k2": Step(
         places.own_images, f"--set {SHORT} batch_size=2", leaves=("runs/k2/model/config.json",), is_slow=True
     ),
+    "crossearth-sar train --config my.yaml --sweep sweep.yaml": Step(
+        places.sweep, f"--set {SHORT} {LOCAL} output=runs/sweep",
+        leaves=("runs/sweep/report.md", "runs/sweep/trial-0000/model/config.json"),
+    ),
     "crossearth-sar finetune --config my.yaml --set weights=BACKBONE": Step(
         places.own_images, f"--set {SHORT}", TRAIN_DATA, ("runs/finetune/model/config.json",)
     ),
@@ -123,6 +127,7 @@ TABLE: dict[str, Step | Built | Left] = {
     'make bench-real ARGS="--model runs/cpt/model"': REAL,
     'make bench-real ARGS="--in-domain --seeds 0 1 2 --no-simple"': REAL,
     'make bench-real ARGS="--sources wide old --seeds 0 1 2 --curves --no-simple"': REAL,
+    'make bench-real ARGS="--few-labels --no-simple"': REAL,
     "crossearth-sar predict --images scene.tif": Step(places.scenes, leaves=("maps/prediction.json",)),
     # docs/FINETUNING.md
     "crossearth-sar finetune --config finetune_water --set data_root=FOLDER weights=BACKBONE": WATER,
@@ -178,6 +183,9 @@ TABLE: dict[str, Step | Built | Left] = {
         add=f"--set {SHORT} {SIMULATED} {LOCAL}", leaves=("runs/cpt/report.md", "runs/cpt/model/config.json")
     ),
     "crossearth-sar train --print_config": Step(),
+    "crossearth-sar finetune --config my.yaml --sweep sweep.yaml --set weights=BACKBONE": Step(
+        places.sweep, f"--set {SHORT} output=runs/sweep-heads", TRAIN_DATA, ("runs/sweep-heads/trials.csv",)
+    ),
     "deepspeed --num_accelerators 2 train/cpt.py": Step(
         add=f"--set {SHORT} {SIMULATED} batch_size=2 output=runs/two", leaves=("runs/two/report.md",), is_slow=True
     ),

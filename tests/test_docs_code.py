@@ -161,10 +161,21 @@ def own_domains(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "## my-lake: 2 images" in (place / "runs" / "evaluate" / "README.md").read_text()
 
 
+def own_sweep(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/TRAINING.md's sweep fits the default run, and says what is default as it is."""
+    from crossearth_sar.engine.config import simulated_run
+    from crossearth_sar.engine.sweep.settings import SweepConfig, read_sweep
+
+    (place / "sweep.yaml").write_text(the_block("yaml", "trials: 20").text, encoding="utf-8")
+    sweep = read_sweep(place / "sweep.yaml", simulated_run())
+    assert sweep == SweepConfig(vary=sweep.vary), "trials and maximize are the defaults"
+
+
 YAML: dict[str, Callable[[Path, pytest.CaptureFixture[str]], None]] = {
     "name: my-sensor": own_images,
     "name: two-sources": own_mixture,
     "name: my-lake": own_domains,
+    "trials: 20": own_sweep,
     "AIR-PolSAR-Seg-2.0:": changed_rows,
     "teacher_classes:": teacher_map,
 }

@@ -5,6 +5,7 @@
                                                                one of the 22 benchmarks
     crossearth-sar finetune … --set mode=earth_adapter         frozen | earth_adapter | full
     crossearth-sar finetune … --resume                         go on from the newest checkpoint
+    crossearth-sar finetune … --sweep sweep.yaml               search settings by many runs
     torchrun --nproc-per-node 4 train/finetune.py …            on several GPUs
 
 `weights` is DINOv2's official .pth, a folder of transformers, or a model folder of this package; frozen and
@@ -22,6 +23,7 @@ from dataclasses import replace
 from crossearth_sar.cli.config_arguments import add_config_arguments, built_config
 from crossearth_sar.cli.options import add_protocol_options, protocol_config
 from crossearth_sar.cli.running import add_resume_argument, carry_out
+from crossearth_sar.cli.sweep import add_sweep_argument, sweep
 from crossearth_sar.engine.config import RunConfig, finetuning_settings
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.protocol import training_domains
@@ -34,10 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--benchmark", metavar="KEY", help="a row of evaluate --list")
     add_protocol_options(rows, seed="--split-seed")
     add_resume_argument(parser)
+    add_sweep_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return carry_out(run_config(arguments), arguments.resume)
+    config = run_config(arguments)
+    if arguments.sweep is not None:
+        return sweep(config, arguments, "finetune")
+    return carry_out(config, arguments.resume)
 
 
 def run_config(arguments: argparse.Namespace) -> RunConfig:

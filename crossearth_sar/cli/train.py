@@ -5,6 +5,8 @@
     deepspeed --num_accelerators 2 train/cpt.py            two ranks on a CPU, experts split between them
     deepspeed train/cpt.py --config sen1floods11_water --set data_root=/data
     deepspeed train/cpt.py … --resume                      go on from the newest checkpoint
+    crossearth-sar train --config my.yaml --sweep sweep.yaml
+                                                           search settings by many runs
     crossearth-sar train --config cpt_l --write-deepspeed FILE --ranks 16
                                                            only write the DeepSpeed json of a run on 16 GPUs
 
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from crossearth_sar.cli.config_arguments import add_config_arguments, built_config
 from crossearth_sar.cli.running import add_resume_argument, carry_out
+from crossearth_sar.cli.sweep import add_sweep_argument, sweep
 from crossearth_sar.engine.config import DOMAINS, RunConfig, simulated_run
 from crossearth_sar.engine.planning.layout import deepspeed_config, plan_layout, run_model_config
 
@@ -26,6 +29,7 @@ from crossearth_sar.engine.planning.layout import deepspeed_config, plan_layout,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, simulated_run())
     add_resume_argument(parser)
+    add_sweep_argument(parser)
     parser.add_argument(
         "--write-deepspeed",
         metavar="FILE",
@@ -38,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = built_config(simulated_run(), arguments, whole=DOMAINS)
     if arguments.write_deepspeed is not None:
         return write_deepspeed_json(config, arguments.write_deepspeed, arguments.ranks)
+    if arguments.sweep is not None:
+        return sweep(config, arguments, "train")
     return carry_out(config, arguments.resume)
 
 

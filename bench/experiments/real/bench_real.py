@@ -81,12 +81,8 @@ class Bench:
 
     def simple(self, row: RealSet) -> None:
         """All simple methods on one set."""
+        self.otsu(row)
         domain = open_domain(row.domain(self.data))
-        if row.task == "water":
-            for label, method in simple.otsu_methods(row.pixel_m).items():
-                if self.store.get(slug(label), row.name) is None:
-                    predict = simple.otsu_predict(method, domain)
-                    self.record(slug(label), row, predict, domain, label=label, kind="simple", key="")
         key = digest(repr(simulated_run().train).encode())
         if row.task == "water" and self.store.get("fixed-threshold", row.name, key) is None:
             predict = simple.fixed_predict(*simple.fixed_threshold(SEVEN_CLASSES.names.index("water")))
@@ -98,6 +94,16 @@ class Bench:
             assert lookup is not None
             predict = simple.forest_predict(simple.forest(), lookup)
             self.record("random-forest", row, predict, domain, label="random forest", kind="simple", key=key)
+
+    def otsu(self, row: RealSet, only: Sequence[str] = ()) -> None:
+        """Otsu's threshold on a water set, in all its forms or those that `only` names."""
+        if row.task != "water":
+            return
+        domain = open_domain(row.domain(self.data))
+        for label, method in simple.otsu_methods(row.pixel_m).items():
+            if (label in only or not only) and self.store.get(slug(label), row.name) is None:
+                predict = simple.otsu_predict(method, domain)
+                self.record(slug(label), row, predict, domain, label=label, kind="simple", key="")
 
     def model(
         self,
@@ -111,8 +117,10 @@ class Bench:
         kind: str = "model",
         **about: object,
     ) -> None:
-        """A model on every set whose classes it knows, with pictures where `draws`."""
+        """A model on every set whose classes it knows, with pictures where `draws`; few labels: on water."""
         for row in self.scored:
+            if kind == few_labels.KIND and row.task != "water":
+                continue
             lookup = class_lookup(names, TASKS[row.task])
             if lookup is None or self.store.get(method, row.name, key) is not None:
                 continue
@@ -131,14 +139,16 @@ class Bench:
             samples, [predict(s) for s in samples], domain.classes, path, f"{row.name}: {label}"
         )
 
-    def saved(self, folder: Path) -> None:
-        """A model folder, called after the run that it is of."""
+    def saved(self, folder: Path) -> str:
+        """A model folder, called after the run that it is of; the method's name in the store."""
         model = load_model(folder)
         named = folder.parent if folder.name == "model" else folder
         key = digest((folder / WEIGHTS_FILE).read_bytes())
         name = named.resolve().name
         names = model.class_names or ()
-        self.model(model, names, slug(f"model-{name}"), label=f"model {name}", key=key, draws=True)
+        method = slug(f"model-{name}")
+        self.model(model, names, method, label=f"model {name}", key=key, draws=True)
+        return method
 
     def contender(self, contender: str, source_name: str, seed: int, seconds: float, at: list[float]) -> None:
         """Trains it, unless that is done, and scores it at each point."""

@@ -110,6 +110,11 @@ def class_lookup(names: Sequence[str], task: RealTask) -> np.ndarray | None:
     return table if set(table[: len(names)]) == set(range(len(task.classes))) else None
 
 
+def has_images(real: Path) -> bool:
+    """Whether `real` has corpus or real_data."""
+    return any((real / part / "index.csv").is_file() for part in ("corpus", "real_data"))
+
+
 def prepare(real: Path, work: Path, sets: Sequence[RealSet] | None = None) -> list[RealSet]:
     """Writes the sets whose sources lie below `real` into work/data; returns those.
 
@@ -118,7 +123,7 @@ def prepare(real: Path, work: Path, sets: Sequence[RealSet] | None = None) -> li
     Raises:
         InputError: `real` has neither corpus nor real_data.
     """
-    if not any((real / part / "index.csv").is_file() for part in ("corpus", "real_data")):
+    if not has_images(real):
         raise InputError(
             f"no real images below {real}",
             got="neither corpus/index.csv nor real_data/index.csv",
