@@ -133,7 +133,9 @@ def test_the_peer_is_of_its_size_and_predicts_any_size() -> None:
     model = SmallUNet(PeerConfig(7))
     assert 0.45e6 < sum(p.numel() for p in model.parameters()) < 0.5e6
     assert model(torch.rand(2, 1, 32, 40)).shape == (2, 7, 32, 40)
-    assert model.predict(torch.rand(1, 1, 131, 37)).shape == (1, 131, 37)
+    scores = model.eval().slide_scores(torch.rand(1, 1, 131, 37), torch.zeros(1), torch.ones(1))
+    assert scores.shape == (1, 7, 131, 37)
+    torch.testing.assert_close(scores.sum(1), torch.ones(1, 131, 37))
     loss = model.loss(torch.zeros(1, 7, 8, 8), torch.full((1, 8, 8), 255))
     assert float(loss) == 0
 

@@ -1,8 +1,8 @@
 """The peer: a small U-Net, four levels of 16 to 128 channels, 0.48M parameters.
 
 It sees what the model sees: standardised dB of one band at the same ground spacing, through the same windows,
-and has the loss of the tiny model's decoder. `predict` takes what `CrossEarthSAR.predict` does, so that
-`evaluation.evaluate.predict_sample` serves both.
+and has the loss of the tiny model's decoder. `slide_scores` takes what `CrossEarthSAR.slide_scores` does, so
+that `evaluation.evaluate.predict_sample` serves both.
 
 B batch, C bands (K in class scores: classes), H W pixels.
 """
@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossearth_sar.data.sample import IGNORE_INDEX
-from crossearth_sar.model import eval_mode
-from crossearth_sar.network_input import checked_amplitude, network_input, statistics_of
+from crossearth_sar.network_input import network_input
 from crossearth_sar.presets import crossearth_sar_tiny
+from crossearth_sar.sliding import window_weights
 from crossearth_sar.spacing import sliding_windows
 
 STRIDE = 8
@@ -34,6 +34,7 @@ class PeerConfig:
     pixel_m: float | None = 10.0
     crop_size: int = 128
     crop_stride: int = crossearth_sar_tiny(2).crop_stride
+    bands: int | None = None
 
 
 class SmallUNet(nn.Module):
@@ -74,34 +75,28 @@ class SmallUNet(nn.Module):
         there = size > 0
         return entropy / known.sum().clamp(min=1) + (dice * there).sum() / there.sum().clamp(min=1)
 
-    @torch.no_grad()
-    def predict(
+    def slide_scores(
         self,
         image_BCHW: Tensor,
-        db_mean: Tensor | None = None,
-        db_std: Tensor | None = None,
-        *,
+        db_mean: Tensor,
+        db_std: Tensor,
         on_window: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
-        """(B, H, W) classes of an amplitude image of any size, by averaged probabilities of windows."""
-        image = checked_amplitude(image_BCHW)
-        statistics = statistics_of(image, db_mean, db_std)
-        height, width = image.shape[-2:]
-        scores = image.new_zeros(len(image), self.config.num_classes, height, width)
-        hits = image.new_zeros(height, width)
-        with eval_mode(self):
-            for rows, columns in sliding_windows(
-                height, width, self.config.crop_size, self.config.crop_stride
-            ):
-                window = image[..., rows, columns]
-                high, wide = window.shape[-2:]
-                padded = F.pad(window, (0, -wide % STRIDE, 0, -high % STRIDE), mode="replicate")
-                logits = self(padded, *statistics)
-                if on_window is not None:
-                    on_window(logits)
-                scores[..., rows, columns] += logits.softmax(1)[..., :high, :wide]
-                hits[rows, columns] += 1
-        return (scores / hits).argmax(1)
+        """(B, K, H, W): averaged probabilities of windows, which count as the model's do."""
+        height, width = image_BCHW.shape[-2:]
+        scores = image_BCHW.new_zeros(len(image_BCHW), self.config.num_classes, height, width)
+        weight_HW = image_BCHW.new_zeros(height, width)
+        for rows, columns in sliding_windows(height, width, self.config.crop_size, self.config.crop_stride):
+            window = image_BCHW[..., rows, columns]
+            high, wide = window.shape[-2:]
+            padded = F.pad(window, (0, -wide % STRIDE, 0, -high % STRIDE), mode="replicate")
+            logits = self(padded, db_mean, db_std)
+            if on_window is not None:
+                on_window(logits)
+            weight_hw = window_weights(high, wide, weight_HW, taper=True)
+            scores[..., rows, columns] += logits.softmax(1)[..., :high, :wide] * weight_hw
+            weight_HW[rows, columns] += weight_hw
+        return scores / weight_HW
 
 
 def _double(i: int, o: int) -> nn.Sequential:
