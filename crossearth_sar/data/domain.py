@@ -26,13 +26,10 @@ from crossearth_sar.data.datasets.places import missing_dataset
 from crossearth_sar.data.datasets.published import named_task, open_spec
 from crossearth_sar.data.datasets.spec import DatasetSpec
 from crossearth_sar.data.domain_statistics import ImageStatistics, measure_db
-from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample, SegmentationDataset
+from crossearth_sar.data.sample import Origin, Sample, SegmentationDataset
 from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
 from crossearth_sar.errors import InputError
 from crossearth_sar.spacing import evenly_spaced
-
-LABELLED_SAMPLES = 64
-"""Evenly spaced samples among which one must have a labelled pixel, for a domain to train on."""
 
 _log = logging.getLogger(__name__)
 
@@ -246,25 +243,6 @@ def require_same_classes(domains: Sequence[Domain]) -> None:
                 expected=", ".join(first.classes.names),
                 fix="give every domain the same classes; map what one lacks to ignore",
             )
-
-
-def require_labels(domain: Domain) -> None:
-    """InputError where none of 64 evenly spaced samples has a labelled pixel: nothing could be learned.
-
-    Of a mixture, each of its domains is looked at.
-    """
-    if isinstance(domain.dataset, Mixture):
-        for part in domain.dataset.parts:
-            require_labels(part)
-        return
-    chosen = evenly_spaced(len(domain), LABELLED_SAMPLES)
-    if not any((domain[index]["mask"] != IGNORE_INDEX).any() for index in chosen):
-        raise InputError(
-            f"domain {domain.name!r} has no labels to train on",
-            got=f"not one labelled pixel in {len(chosen)} of {len(domain)} samples",
-            expected="labels; for a published dataset without, a teacher's",
-            fix="set labels or index of the folder, or pseudo_labels (crossearth-sar label makes them)",
-        )
 
 
 def require_held_out(train: Domain, others: Sequence[Domain]) -> None:

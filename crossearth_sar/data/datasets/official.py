@@ -23,15 +23,10 @@ from crossearth_sar.data.datasets.spec import ComplexPart, DatasetSpec
 from crossearth_sar.data.datasets.splits import Split, draw_split, stored_split, train_share
 from crossearth_sar.data.datasets.tasks import Task, class_table
 from crossearth_sar.data.files.amplitude import to_amplitude
-from crossearth_sar.data.files.labels import decode_label, label_table
-from crossearth_sar.data.files.readers import (
-    read_bands,
-    read_nodata,
-    read_pixel_m,
-    read_shape,
-    valid_pixels,
-)
-from crossearth_sar.data.files.windows import Window, read_window
+from crossearth_sar.data.files.georeference import label_flips
+from crossearth_sar.data.files.labels import decode_label_parts, label_table, read_label
+from crossearth_sar.data.files.readers import RawImage, read_pixel_m, read_place, read_shape, read_whole
+from crossearth_sar.data.files.windows import Window, read_image_window, read_label_window
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable, Origin, Sample
 from crossearth_sar.data.working_scale import described_sample
 from crossearth_sar.errors import InputError, nearest
@@ -150,6 +145,7 @@ class OfficialDataset:
             _, height, width = read_shape(place.images[0], band_axis=spec.band_axis)
             if place.label is not None:
                 _require_equal(place, (height, width), read_shape(place.label)[1:])
+                _require_same_way(place.images[0], place.label)
             samples += [
                 (i, Window.of(rows, columns)) for rows, columns in sliding_windows(height, width, side, side)
             ]
@@ -213,12 +209,8 @@ class OfficialDataset:
         """The bands of every channel's file, (C, H, W) in their dtype; (H, W) bool, valid in all of them."""
         parts, valid = [], []
         for path in place.images:
-            axis = self.spec.band_axis
-            if window is None:
-                bands = read_bands(path, band_axis=axis)
-                self._require_size(bands, path)
-            else:
-                bands = read_window(path, window, band_axis=axis)
+            raw = self._read(path, window)
+            bands = raw.values
             if np.iscomplexobj(bands) != (self.spec.values == "complex"):
                 raise InputError(  # before channels are joined, which would make complex numbers of all
                     f"{path} is not {self.spec.values!r} as {self.spec.key} is declared",
@@ -226,12 +218,7 @@ class OfficialDataset:
                     expected="a complex dtype" if self.spec.values == "complex" else "a real dtype",
                     fix="correct values in the data file",
                 )
-            if self.spec.bands is not None:
-                if max(self.spec.bands) >= len(bands):
-                    raise InputError(f"{path} has no band {max(self.spec.bands)}", got=f"{len(bands)} bands")
-                bands = bands[list(self.spec.bands)]
-            nodata = read_nodata(path) if self.spec.nodata is None else self.spec.nodata
-            valid.append(valid_pixels(bands, nodata))
+            valid.append(raw.valid)
             parts.append(bands)
             if parts[0].shape != bands.shape:
                 raise InputError(
@@ -247,6 +234,15 @@ class OfficialDataset:
                 fix="choose some in the data file: bands: [0]",
             )
         return np.concatenate(parts), np.logical_and.reduce(valid)
+
+    def _read(self, path: Path, window: Window | None) -> RawImage:
+        """A file, or the window of it, as its row says."""
+        axis, nodata, bands = self.spec.band_axis, self.spec.nodata, self.spec.bands
+        if window is not None:
+            return read_image_window(path, window, band_axis=axis, nodata=nodata, bands=bands)
+        raw = read_whole(path, band_axis=axis, nodata=nodata, bands=bands)
+        self._require_size(raw.values, path)
+        return raw
 
     def _require_size(self, bands: np.ndarray, path: Path) -> None:
         size = self.spec.scene_size
@@ -269,13 +265,12 @@ class OfficialDataset:
     def _mask(self, place: Place, window: Window | None, shape: tuple[int, ...]) -> np.ndarray:
         if place.label is None:
             return np.full(shape, IGNORE_INDEX, np.uint8)
-        rgb = self._labels.is_rgb
         if window is None:
-            raw = read_bands(place.label, colormap="expand" if rgb else "index")
-            _require_equal(place, shape, raw.shape[1:])
-        else:
-            raw = read_window(place.label, window, expand_colors=rgb)
-        return self._lookup[decode_label(raw, self._labels, name=place.label)]
+            mask = read_label(place.label, self._labels, onto=read_place(place.images[0]))
+            _require_equal(place, shape, mask.shape)
+            return self._lookup[mask]
+        parts = read_label_window(place.label, window, expand_colors=self._labels.is_rgb)
+        return self._lookup[decode_label_parts(parts, self._labels, name=place.label)]
 
     def _check(self) -> None:
         chosen = evenly_spaced(len(self), DECODED_CHECKS)
@@ -299,6 +294,16 @@ class OfficialDataset:
                     ]
                 )
             )
+
+
+def _require_same_way(image: Path, label: Path) -> None:
+    """InputError where a label that is read in windows lies elsewhere than its image, or the other way up."""
+    if any(label_flips(read_place(image), read_place(label), f"{image} and {label}")):
+        raise InputError(
+            f"rows or columns of a label run against its image's: {image} and {label}",
+            expected="both north up, say",
+            fix="turn one of them (gdalwarp)",
+        )
 
 
 def _official_split(path: Path, units: list[str]) -> Split:
