@@ -46,7 +46,7 @@ class Criterion(Mask2FormerLoss):
     def loss_labels(
         self, class_queries_logits: Tensor, class_labels: list[Tensor], indices: Any
     ) -> dict[str, Tensor]:
-        """transformers' weighted cross-entropy, «no object» of each image weighed by its labelled share too."""
+        """transformers' weighted cross-entropy, «no object» weighed by its image's labelled share too."""
         empty_B = self.empty_weight[-1] * self.labelled_share_B.to(self.empty_weight)
         target_BQ = class_labels[0].new_full(class_queries_logits.shape[:2], self.num_labels)
         weight_BQ = empty_B[:, None].repeat(1, target_BQ.shape[1])

@@ -227,9 +227,7 @@ def test_an_image_without_a_labelled_pixel(unlabelled: list[int]) -> None:
     for grad in (output.mask_logits.grad, output.class_logits.grad):
         assert grad is not None
         for image in (0, 1):
-            assert bool(grad[image].any()) is (image not in unlabelled), (
-                "it teaches nothing, «no object» neither"
-            )
+            assert bool(grad[image].any()) is (image not in unlabelled), "not even «no object»"
     assert (parts["class"].item() > 0) is (len(unlabelled) < 2)
     assert (parts["mask"].item() > 0) is (len(unlabelled) < 2)
 
@@ -246,9 +244,7 @@ def test_no_object_counts_by_the_labelled_share(rows: int) -> None:
     pull_BQ = grad[..., -1] / (output.class_logits.softmax(-1)[..., -1] - 1)  # of those asked for «no object»
     expected = [1.0, rows / 64]
     for image, share in enumerate(expected):
-        pulls = sorted(pull_BQ[image].tolist())[
-            -5:
-        ]  # three or one of eight are matched, which pull otherwise
+        pulls = sorted(pull_BQ[image].tolist())[-5:]  # matched ones pull otherwise
         assert pulls == pytest.approx([pulls[0]] * 5)
         assert pulls[0] / max(pull_BQ[0].tolist()) == pytest.approx(share)
 

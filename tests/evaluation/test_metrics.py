@@ -90,10 +90,8 @@ def test_a_class_predicted_but_absent_from_the_target_counts_as_zero() -> None:
     assert math.isnan(scores.iou[2])
     assert scores.miou == 0.375
     assert "is b or c: the mIoU says nothing of finding it" in absent_words(scores.to_mapping("abc"))[0]
-    assert (
-        absent_words(counted(torch.tensor([[0, 1]]), torch.tensor([[0, 1]]), 2).scores().to_mapping("ab"))
-        == []
-    )
+    both = torch.tensor([[0, 1]])
+    assert absent_words(counted(both, both, 2).scores().to_mapping("ab")) == []
 
 
 def test_all_ignored_has_no_score() -> None:
@@ -110,9 +108,8 @@ def test_a_class_alone_is_never_scored_100() -> None:
     alone = counted(torch.ones(3, 3).long(), torch.ones(3, 3).long(), 2).scores()
     assert math.isnan(alone.miou)
     assert (alone.iou[1], alone.pixel_accuracy) == (1, 1)
-    assert counted(torch.zeros(3, 3).long(), torch.zeros(3, 3).long(), 1).scores().miou == 1, (
-        "no other is there"
-    )
+    zeros = torch.zeros(3, 3).long()
+    assert counted(zeros, zeros, 1).scores().miou == 1, "no other is there"
 
 
 def test_one_pixel() -> None:

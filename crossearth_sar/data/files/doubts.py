@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-
-from crossearth_sar.data.files.readers import RawImage
 
 REPEATED_SHARE = 0.01
 """An exact number on more of the valid pixels of an image of floats than this is no measurement."""
@@ -29,8 +29,21 @@ SOLID_SHARE = 0.9
 """Of zeros in one piece, so many have a zero to the right and below."""
 
 _LOOKED_AT = 1 << 20
+"""Of an image of more pixels, about so many are looked at: rows at the top, in the middle, at the bottom."""
 
 _log = logging.getLogger(__name__)
+
+
+class Rows(Protocol):
+    """An image that gives rows: `readers.RawImage`."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    def rows(self, rows: slice) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -42,14 +55,12 @@ class UnmarkedFill:
     where: str
 
 
-def unmarked_fill(raw: RawImage) -> UnmarkedFill | None:
+def unmarked_fill(raw: Rows) -> UnmarkedFill | None:
     """The first band's number that looks like «nothing was measured here», of the pixels that count as valid.
 
     None: there is no such number. For complex values 0 alone is looked for.
     """
-    band = raw.values[0]
-    step = max(1, int((band.size / _LOOKED_AT) ** 0.5))
-    band, valid = band[::step, ::step], raw.valid[::step, ::step]
+    band, valid = _looked_at(raw)
     if not valid.any():
         return None
     zeros = (band == 0) & valid
@@ -69,6 +80,15 @@ def unmarked_fill(raw: RawImage) -> UnmarkedFill | None:
     return UnmarkedFill(float(str(found[counts.argmax()])), share, "exactly")
 
 
+def _looked_at(raw: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """(h, W) of the first band, and where it counts as valid."""
+    height, width = raw.size
+    count = max(2, _LOOKED_AT // (3 * width))
+    tops = [0, (height - count) // 2, height - count] if height > 3 * count else [0]
+    parts = [raw.rows(slice(top, top + count if len(tops) > 1 else height)) for top in tops]
+    return np.concatenate([values[0] for values, _ in parts]), np.concatenate([valid for _, valid in parts])
+
+
 def _is_solid(zeros: np.ndarray) -> bool:
     inner = zeros[:-1, :-1]
     if not inner.any():
@@ -86,7 +106,7 @@ class FillDoubts:
     def __init__(self, setting: str) -> None:
         self._setting, self._told = setting, set[float]()
 
-    def look(self, raw: RawImage) -> None:
+    def look(self, raw: Rows) -> None:
         """A warning where `unmarked_fill` finds a number that was not told of."""
         found = unmarked_fill(raw)
         if found is None or found.value in self._told:

@@ -46,6 +46,15 @@ class RawImage:
     pixel_m: float | None = None
     place: Place | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.valid.shape[0], self.valid.shape[1]
+
+    def rows(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Values (C, h, W) and valid pixels (h, W) of some rows."""
+        return self.values[:, rows], self.valid[rows]
+
 
 class LabelParts(NamedTuple):
     """values: (C, H, W) as stored. labelled: (H, W) bool by alpha or mask, None: everywhere. nodata: the

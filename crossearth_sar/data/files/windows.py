@@ -58,6 +58,8 @@ def read_image_window(
     band_axis: BandAxis = "auto",
     nodata: float | None = None,
     bands: tuple[int, ...] | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
 ) -> RawImage:
     """The rectangle as `readers.read_image` reads whole files; its place is not known, nor need it be valid.
 
@@ -66,7 +68,9 @@ def read_image_window(
     """
     stored = stored_window(Path(path), window, band_axis)
     axis: BandAxis = "auto" if stored.sample_axis is not None else band_axis
-    return raw_image(stored, Path(path), band_axis=axis, nodata=nodata, bands=bands)
+    return raw_image(
+        stored, Path(path), band_axis=axis, nodata=nodata, bands=bands, scale=scale, offset=offset
+    )
 
 
 def read_label_window(path: str | Path, window: Window, *, expand_colors: bool = False) -> LabelParts:
@@ -114,13 +118,8 @@ def _tiff_window(path: Path, window: Window) -> StoredImage | None:
     """None where the file is not one plain image: several pages, a colour table, or a small one."""
     with tifffile.TiffFile(path) as tiff:
         series, page = tiff.series[0], tiff.series[0].keyframe
-        is_plain = (
-            len(series.pages) == 1
-            and page.axes in ("YX", "YXS", "SYX")
-            and page.photometric != tifffile.PHOTOMETRIC.PALETTE
-            and (window.height, window.width) != (page.imagelength, page.imagewidth)
-        )
-        if not is_plain:
+        whole = (window.height, window.width) == (page.imagelength, page.imagewidth)
+        if not _is_plain(series, page) or whole:
             return None
         try:
             return _plain_window(tiff, page, path, window)
@@ -133,6 +132,14 @@ def _tiff_window(path: Path, window: Window) -> StoredImage | None:
                 expected="a whole TIFF file",
                 fix="it is damaged or cut short: get it anew",
             ) from error
+
+
+def _is_plain(series: Any, page: Any) -> bool:
+    return (
+        len(series.pages) == 1
+        and page.axes in ("YX", "YXS", "SYX")
+        and page.photometric != tifffile.PHOTOMETRIC.PALETTE
+    )
 
 
 def _plain_window(tiff: Any, page: Any, path: Path, window: Window) -> StoredImage:

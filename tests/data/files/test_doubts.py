@@ -52,6 +52,20 @@ def test_measurements_are_not_doubted() -> None:
         assert unmarked_fill(raw(band)) is None
 
 
+def test_large_images_are_looked_at_in_part() -> None:
+    asked: list[slice] = []
+
+    class Large(RawImage):
+        def rows(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+            asked.append(rows)
+            return super().rows(rows)
+
+    band = np.tile(np.where(BORDER, 0, DN), (40, 2))
+    found = unmarked_fill(Large(band[None], np.ones(band.shape, bool), Path("a.tif")))
+    assert found is not None
+    assert sum(rows.stop - rows.start for rows in asked) < 0.3 * len(band)
+
+
 def test_each_number_is_told_of_once_with_the_setting(caplog: pytest.LogCaptureFixture) -> None:
     doubts = FillDoubts("nodata: {} of the folder")
     with caplog.at_level(logging.WARNING):
