@@ -41,11 +41,13 @@ class Scene:
     """A file's numbers and what they are; amplitudes come rows by rows.
 
     pixel_m: metres per pixel on the ground; None takes what the file's tags say.
+    clip_negative: as in `amplitude.to_amplitude`.
     """
 
     raw: RawImage
     values: ValueKind
     pixel_m: float | None = None
+    clip_negative: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -55,7 +57,8 @@ class Scene:
         """(C, h, W) float32 linear amplitude, 0 where nothing was measured; InputError as `to_amplitude`."""
         name = f"{self.raw.path}, rows {rows.start} to {rows.stop - 1}"
         values, valid = self.raw.values[:, rows], self.raw.valid[rows]
-        return torch.from_numpy(to_amplitude(values, self.values, valid=valid, name=name))
+        clip = self.clip_negative
+        return torch.from_numpy(to_amplitude(values, self.values, valid=valid, clip_negative=clip, name=name))
 
     def working_size(self, pixel_m: float | None) -> tuple[int, int]:
         """(H, W) at `pixel_m` metres per pixel; its own where either spacing is not known."""
@@ -96,7 +99,8 @@ def measure_scenes(scenes: Iterable[Scene], pixel_m: float | None = None) -> tup
         for block in scene.blocks(pixel_m):
             statistics.add(block, scene.raw.path)
         del scene  # or it would still be there while the next one is read
-    warn_uneven(statistics, "the images", "--normalize image")
+    by_name = "--normalize domain --normalize-by {}".format
+    warn_uneven(statistics, "the images", "--normalize image", lambda parts: by_name(" ".join(parts)))
     return statistics.result()
 
 

@@ -23,9 +23,17 @@ from crossearth_sar.data.datasets.spec import ComplexPart, DatasetSpec
 from crossearth_sar.data.datasets.splits import Split, draw_split, stored_split, train_share
 from crossearth_sar.data.datasets.tasks import Task, class_table
 from crossearth_sar.data.files.amplitude import to_amplitude
+from crossearth_sar.data.files.doubts import FillDoubts
 from crossearth_sar.data.files.georeference import label_flips
 from crossearth_sar.data.files.labels import decode_label_parts, label_table, read_label
-from crossearth_sar.data.files.readers import RawImage, read_pixel_m, read_place, read_shape, read_whole
+from crossearth_sar.data.files.readers import (
+    RawImage,
+    Reading,
+    read_pixel_m,
+    read_place,
+    read_shape,
+    read_whole,
+)
 from crossearth_sar.data.files.windows import Window, read_image_window, read_label_window
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable, Origin, Sample
 from crossearth_sar.data.working_scale import described_sample
@@ -96,6 +104,7 @@ class OfficialDataset:
             spec.label_palette if has_own else None,
         )
         self.notes: list[str] = []
+        self._doubts: FillDoubts | None = None
         folder = None if pseudo_labels is None else Path(pseudo_labels).expanduser()
         self._places = find_places(spec, self.domain, self.root, folder)
         self._samples = self._cut()
@@ -106,7 +115,9 @@ class OfficialDataset:
             kept = self._kept(names, part, splits_folder, seed)
             self._samples = [s for s, name in zip(self._samples, names, strict=True) if name in kept]
         if check:
+            self._doubts = FillDoubts("nodata: {} in the dataset's changes")
             self._check()
+            self._doubts = None
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -237,11 +248,19 @@ class OfficialDataset:
 
     def _read(self, path: Path, window: Window | None) -> RawImage:
         """A file, or the window of it, as its row says."""
-        axis, nodata, bands = self.spec.band_axis, self.spec.nodata, self.spec.bands
-        if window is not None:
-            return read_image_window(path, window, band_axis=axis, nodata=nodata, bands=bands)
-        raw = read_whole(path, band_axis=axis, nodata=nodata, bands=bands)
-        self._require_size(raw.values, path)
+        spec = self.spec
+        how: Reading = {
+            "band_axis": spec.band_axis,
+            "nodata": spec.nodata,
+            "bands": spec.bands,
+            "scale": spec.scale,
+            "offset": spec.offset,
+        }
+        raw = read_whole(path, **how) if window is None else read_image_window(path, window, **how)
+        if window is None:
+            self._require_size(raw.values, path)
+        if self._doubts is not None and raw.valid.any():
+            self._doubts.look(raw)
         return raw
 
     def _require_size(self, bands: np.ndarray, path: Path) -> None:
@@ -260,7 +279,8 @@ class OfficialDataset:
         if part != "amplitude" and np.iscomplexobj(values):
             component = np.abs(values.real if part == "real" else values.imag)
             return to_amplitude(component, "amplitude", valid=valid, name=name)
-        return to_amplitude(values, self.spec.values, valid=valid, name=name)
+        clip = self.spec.clip_negative
+        return to_amplitude(values, self.spec.values, valid=valid, clip_negative=clip, name=name)
 
     def _mask(self, place: Place, window: Window | None, shape: tuple[int, ...]) -> np.ndarray:
         if place.label is None:

@@ -17,8 +17,8 @@ MAX_PLAUSIBLE_DB = 60.0
 """A dB value beyond this on either side is something else: a nodata number, or linear values."""
 
 LINEAR_AT_MOST = 2.0
-"""Numbers declared dB of which none is negative and hardly any is above this are linear: speckle alone
-spreads dB over more."""
+"""Numbers declared dB of which hardly any is beyond this on either side are linear, with what noise
+subtraction leaves below 0: speckle alone spreads dB over more."""
 
 _ENOUGH, _NEARLY_ALL = 64, 0.99
 
@@ -88,16 +88,11 @@ def _as_float32(amplitude: np.ndarray, name: object) -> np.ndarray:
 
 def _refuse_linear(decibels: np.ndarray, name: object) -> None:
     """InputError where the valid numbers span what linear ones do; zeros, which may be fill, left out."""
-    if not decibels.size or decibels.min() < 0:
-        return
-    positive = decibels[decibels > 0]
-    if (
-        positive.size >= _ENOUGH
-        and np.count_nonzero(positive <= LINEAR_AT_MOST) >= _NEARLY_ALL * positive.size
-    ):
+    told = np.abs(decibels[decibels != 0])
+    if told.size >= _ENOUGH and np.count_nonzero(told <= LINEAR_AT_MOST) >= _NEARLY_ALL * told.size:
         raise InputError(
             f"{name} is declared dB, but its values look linear",
-            got=f"none of {decibels.size} is negative, {_NEARLY_ALL:.0%} are at most {LINEAR_AT_MOST:g}",
+            got=f"{_NEARLY_ALL:.0%} of {told.size} are between -{LINEAR_AT_MOST:g} and {LINEAR_AT_MOST:g}",
             expected="dB, which speckle alone spreads over more",
             fix="declare values: intensity (power) or values: amplitude",
         )

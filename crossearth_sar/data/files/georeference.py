@@ -55,27 +55,27 @@ def tagged_place(page: Any) -> Place | None:
     return Place(((a, b, c), (d, e, f)), (page.imagelength, page.imagewidth), system)
 
 
-def label_flips(image: Place | None, label: Place | None, name: object) -> tuple[bool, bool]:
+def label_flips(
+    image: Place | None, label: Place | None, name: object, *, what: str = "label"
+) -> tuple[bool, bool]:
     """Whether a label's (rows, columns) run against its image's, where both lie in one place.
 
     (False, False) where either does not say where it lies.
 
     Args:
-        name: «image and label», for the message.
+        name: of the two files, for the message. what: the second is.
 
     Raises:
         InputError: their coordinate systems differ, or their corners do by more than APART_PIXELS.
     """
     if image is None or label is None or image.size != label.size:
         return False, False
-    fix = (
-        "bring the label onto the image's grid (gdalwarp -r near -te … -ts …), or pair it with its own image"
-    )
+    fix = f"bring the {what} onto the image's grid (gdalwarp -te … -ts …), or pair it with its own image"
     if image.system and label.system and image.system != label.system:
         raise InputError(
-            f"image and label have other coordinate systems: {name}",
-            got=f"image {image.system}, label {label.system}",
-            expected="one grid: label pixel i lies on image pixel i",
+            f"image and {what} have other coordinate systems: {name}",
+            got=f"image {image.system}, {what} {label.system}",
+            expected=f"one grid: pixel i of the {what} lies on image pixel i",
             fix=fix,
         )
     to_image = np.array((*image.matrix, (0, 0, 1)), float)
@@ -95,10 +95,10 @@ def label_flips(image: Place | None, label: Place | None, name: object) -> tuple
     best = min(apart, key=apart.__getitem__)
     if apart[best] > APART_PIXELS:
         raise InputError(
-            f"image and label lie in different places: {name}",
+            f"image and {what} lie in different places: {name}",
             got=f"corners up to {apart[best]:.6g} pixels apart by their GeoTIFF tags",
-            expected=f"at most {APART_PIXELS:g}: label pixel i lies on image pixel i",
-            fix=f"{fix}; if the label is right as it is, take the place out of it (gdal_edit.py -unsetgt)",
+            expected=f"at most {APART_PIXELS:g}: pixel i of the {what} lies on image pixel i",
+            fix=f"{fix}; if the {what} is right as it is, take the place out of it (gdal_edit.py -unsetgt)",
         )
     return best
 

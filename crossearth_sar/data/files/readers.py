@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -54,6 +54,16 @@ class RawImage:
     def rows(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """Values (C, h, W) and valid pixels (h, W) of some rows."""
         return self.values[:, rows], self.valid[rows]
+
+
+class Reading(TypedDict, total=False):
+    """How a file is read, beside its path: the arguments of `read_image` that windows have too."""
+
+    band_axis: BandAxis
+    nodata: float | None
+    bands: tuple[int, ...] | None
+    scale: float | None
+    offset: float | None
 
 
 class LabelParts(NamedTuple):
@@ -115,28 +125,20 @@ def read_image(
     return raw
 
 
-def read_whole(path: str | Path, *, array_key: str | None = None, **how: Any) -> RawImage:
+def read_whole(path: str | Path, *, array_key: str | None = None, **how: Unpack[Reading]) -> RawImage:
     """`read_image` of a file that may have no valid pixel, as a patch of a scene may."""
     return raw_image(read_stored(Path(path), array_key, decode=True), Path(path), **how)
 
 
-def raw_image(
-    stored: StoredImage,
-    path: Path,
-    *,
-    band_axis: BandAxis = "auto",
-    nodata: float | None = None,
-    bands: tuple[int, ...] | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-) -> RawImage:
+def raw_image(stored: StoredImage, path: Path, **how: Unpack[Reading]) -> RawImage:
     """What `read_image` makes of a decoded file, or of a rectangle of one, which may have no valid pixel."""
-    values = _pick_bands(_colormap_to_grey(stored, path), stored, band_axis, bands, path)
+    bands, nodata = how.get("bands"), how.get("nodata")
+    values = _pick_bands(_colormap_to_grey(stored, path), stored, how.get("band_axis", "auto"), bands, path)
     valid = valid_pixels(values, stored.nodata if nodata is None else nodata)
     if stored.valid is not None:
         valid &= stored.valid
     pairs = stored.scales if bands is None or stored.scales is None else [stored.scales[b] for b in bands]
-    values = _scaled(values, pairs, scale, offset)
+    values = _scaled(values, pairs, how.get("scale"), how.get("offset"))
     return RawImage(values, valid, path, stored.pixel_m, stored.place)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import tifffile
@@ -22,6 +22,7 @@ from crossearth_sar.data.files.readers import (
     BandAxis,
     LabelParts,
     RawImage,
+    Reading,
     label_parts,
     raw_image,
     read_shape,
@@ -51,26 +52,16 @@ class Window:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
-def read_image_window(
-    path: str | Path,
-    window: Window,
-    *,
-    band_axis: BandAxis = "auto",
-    nodata: float | None = None,
-    bands: tuple[int, ...] | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-) -> RawImage:
+def read_image_window(path: str | Path, window: Window, **how: Unpack[Reading]) -> RawImage:
     """The rectangle as `readers.read_image` reads whole files; its place is not known, nor need it be valid.
 
     Raises:
         InputError: the file cannot be read, a band does not exist, or the rectangle reaches beyond it.
     """
-    stored = stored_window(Path(path), window, band_axis)
-    axis: BandAxis = "auto" if stored.sample_axis is not None else band_axis
-    return raw_image(
-        stored, Path(path), band_axis=axis, nodata=nodata, bands=bands, scale=scale, offset=offset
-    )
+    stored = stored_window(Path(path), window, how.get("band_axis", "auto"))
+    if stored.sample_axis is not None:
+        how = {**how, "band_axis": "auto"}
+    return raw_image(stored, Path(path), **how)
 
 
 def read_label_window(path: str | Path, window: Window, *, expand_colors: bool = False) -> LabelParts:

@@ -76,6 +76,7 @@ class Segmentation(Objective):
             self.config, self.model_config, with_weights=from_start or frozen_from_elsewhere
         )
         model.name_classes(self.classes.names, self.classes.palette)
+        model.contract = self.domains.train.contract()
         self.counts = count_parameters(model)
         if from_start or frozen_from_elsewhere:
             self._frozen = model

@@ -109,6 +109,8 @@ def test_linear_values_declared_db_are_refused() -> None:
     power[0, 0, :3] = 7.0, 30.0, 55.0  # bright targets
     with pytest.raises(InputError, match=r"(?s)a\.tif is declared dB, but .*linear.*values: intensity"):
         to_amplitude(power, "db", name="a.tif")
+    with pytest.raises(InputError, match="look linear"):
+        to_amplitude(power - 0.1, "db")  # noise was subtracted
     to_amplitude(RNG.normal(-12, 4, (1, 20, 31)), "db")
     to_amplitude(RNG.normal(30, 4, (1, 20, 31)), "db")  # of numbers that were never calibrated
     to_amplitude(np.zeros((1, 20, 31)), "db")  # a margin, read by itself
