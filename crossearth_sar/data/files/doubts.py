@@ -52,7 +52,7 @@ class UnmarkedFill:
 
     value: float
     share: float
-    where: str
+    words: str
 
 
 def unmarked_fill(raw: Rows) -> UnmarkedFill | None:
@@ -66,10 +66,10 @@ def unmarked_fill(raw: Rows) -> UnmarkedFill | None:
     zeros = (band == 0) & valid
     edge = np.concatenate([zeros[0], zeros[-1], zeros[:, 0], zeros[:, -1]])
     if edge.mean() > EDGE_SHARE and _is_solid(zeros):
-        return UnmarkedFill(0.0, float(zeros.sum() / valid.sum()), "in one piece with the border")
+        return UnmarkedFill(0.0, float(zeros.sum() / valid.sum()), "0 in one piece with the border")
     if band.dtype.kind == "c":
         share = float(zeros.sum() / valid.sum())
-        return UnmarkedFill(0.0, share, "exactly") if share > REPEATED_SHARE else None
+        return UnmarkedFill(0.0, share, "exactly 0") if share > REPEATED_SHARE else None
     if band.dtype.kind != "f":
         return None
     found, counts = np.unique(band[valid], return_counts=True)
@@ -77,7 +77,8 @@ def unmarked_fill(raw: Rows) -> UnmarkedFill | None:
     share = float(first / counts.sum())
     if share <= REPEATED_SHARE or first < REPEATED_TIMES * second or first < 16:
         return None
-    return UnmarkedFill(float(str(found[counts.argmax()])), share, "exactly")
+    value = float(str(found[counts.argmax()]))
+    return UnmarkedFill(value, share, f"exactly {value:g}")
 
 
 def _looked_at(raw: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -113,11 +114,10 @@ class FillDoubts:
             return
         self._told.add(found.value)
         _log.warning(
-            "%s: %.0f %% of the pixels are %s %s, which no nodata tag marks, and count as measured; if "
+            "%s: %.0f %% of the pixels are %s, which no nodata tag marks, and count as measured; if "
             "nothing was measured there, set %s (images like it are not named again)",
             raw.path,
             100 * found.share,
-            found.where,
-            f"{found.value:g}",
+            found.words,
             self._setting.format(f"{found.value:.9g}"),
         )

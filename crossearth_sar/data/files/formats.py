@@ -145,7 +145,7 @@ def _read_pillow(path: Path, array_key: str | None, decode: bool) -> StoredImage
         values = np.array(image)
         valid = _not_transparent(values, image.info.get("transparency"))
     if has_alpha:
-        values, valid = split_alpha(values, 2, bands - 1)
+        values, valid = split_alpha(values, 2, bands - 1, path)
     return StoredImage(shape, values, 2 if left > 1 else None, None, colormap, valid=valid)
 
 

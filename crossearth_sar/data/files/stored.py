@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossearth_sar.data.files.georeference import Place
+from crossearth_sar.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,26 @@ def both_valid(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarra
     return first & second
 
 
-def split_alpha(values: np.ndarray, axis: int, alpha: int) -> tuple[np.ndarray, np.ndarray]:
-    """(the other bands, where alpha is not 0); a single other band loses its axis."""
-    seen = np.asarray(values.take(alpha, axis) != 0)
+MAX_HALF_SEEN = 0.1
+"""Edges of what is seen may be feathered; an alpha with more levels between is a measurement by its look."""
+
+
+def split_alpha(values: np.ndarray, axis: int, alpha: int, name: object) -> tuple[np.ndarray, np.ndarray]:
+    """(the other bands, where alpha is not 0); a single other band loses its axis.
+
+    Raises:
+        InputError: a tenth of alpha is neither 0 nor its largest value; `name` is the file.
+    """
+    opacity = values.take(alpha, axis)
+    seen = np.asarray(opacity != 0)
+    between = np.count_nonzero(seen & (opacity != opacity.max()))
+    if between > MAX_HALF_SEEN * opacity.size:
+        raise InputError(
+            f"band {alpha} of {name} is tagged alpha, but does not look like it",
+            got=f"{between} of {opacity.size} pixels neither 0 nor {opacity.max()}",
+            expected="0 where nothing is, and one value elsewhere",
+            fix=f"if it is a measurement, take the tag off (gdal_edit.py -colorinterp_{alpha + 1} undefined)",
+        )
     others = np.delete(values, alpha, axis)
     return (others.squeeze(axis) if others.shape[axis] == 1 else others), seen
 

@@ -63,7 +63,7 @@ def read_tiff(path: Path, *, decode: bool) -> StoredImage:
         if alpha is not None:
             assert sample_axis is not None
             if values is not None:
-                values, seen = split_alpha(values, sample_axis, alpha)
+                values, seen = split_alpha(values, sample_axis, alpha, path)
                 valid = both_valid(valid, seen)
             shape = shape_without_alpha(shape, sample_axis)
         return StoredImage(

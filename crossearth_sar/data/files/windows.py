@@ -140,7 +140,7 @@ def _plain_window(tiff: Any, page: Any, path: Path, window: Window) -> StoredIma
         values, valid = _decode_segments(tiff, page, window)
     alpha = alpha_sample(page)
     if alpha is not None:
-        values, seen = split_alpha(values, 0, alpha)
+        values, seen = split_alpha(values, 0, alpha, path)
         valid = both_valid(valid, seen)
     mask = mask_page(tiff, page)
     if mask is not None:

@@ -66,6 +66,19 @@ def test_two_bands_without_an_alpha_stay_two(tmp_path: Path) -> None:
     assert raw.valid.all()
 
 
+def test_a_band_that_only_bears_the_tag_is_refused(tmp_path: Path) -> None:
+    bands = np.stack([DN, DN, DN, DN[::-1]], -1)
+    tifffile.imwrite(tmp_path / "a.tif", bands, photometric="rgb", extrasamples=["unassalpha"])
+    for read in (read_image, lambda path: read_image_window(path, WINDOW)):
+        with pytest.raises(InputError, match=r"(?s)band 3 of .*tagged alpha, but.*-colorinterp_4 undefined"):
+            read(tmp_path / "a.tif")
+    feathered = np.where(SEEN, 65535, 0)
+    feathered[20, :75] = 30000
+    bands[..., 3] = feathered
+    tifffile.imwrite(tmp_path / "b.tif", bands, photometric="rgb", extrasamples=["unassalpha"])
+    assert np.array_equal(read_image(tmp_path / "b.tif").valid, SEEN)
+
+
 def test_alpha_of_a_png_is_no_band(tmp_path: Path) -> None:
     grey, alpha = (DN % 256).astype(np.uint8), np.where(SEEN, 255, 0).astype(np.uint8)
     Image.fromarray(np.dstack([grey, alpha]), "LA").save(tmp_path / "la.png")
