@@ -10,6 +10,8 @@ B batch, C bands, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -82,6 +84,14 @@ class DomainStatistics:
                 words = f"{spread:.1f} dB: {means[low]:.1f} in {low}, {means[high]:.1f} in {high}"
                 found = (spread, words)
         return found[1] if found else None
+
+    def means_by(self, key: Callable[[object], str | None]) -> dict[str | None, float]:
+        """Mean in dB of the first band of the images whose names have the same key."""
+        sums: dict[str | None, Tensor] = {}
+        for name, moments in self._by_name.items():
+            part = key(name)
+            sums[part] = moments if part not in sums else _joined(sums[part], moments)
+        return {part: float(m[1, 0]) for part, m in sums.items() if m[0, 0] > 0}
 
     def result(self) -> tuple[Tensor, Tensor]:
         """(C,) mean and standard deviation, float32; of a band without a pixel above 0, 0 and 0.001.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossearth_sar.config import from_mapping, merge, to_mapping
+from crossearth_sar.data.masked_arrays import filled_images, hide_unmeasured, measured_pixels
 from crossearth_sar.decision import first_class
 from crossearth_sar.decoder import Decoder, make_decoder
 from crossearth_sar.descriptors import RunningStandardizer, join_tokens, named_descriptors
 from crossearth_sar.errors import InputError
 from crossearth_sar.ground_scale import average_power, classes_at, working_size
 from crossearth_sar.hub import HubFolder
+from crossearth_sar.input_contract import InputContract, checked_contract
 from crossearth_sar.model_output import LossTerms, ModelOutput, checked_temperature
-from crossearth_sar.moe import PhysicsGuidedMoE
 from crossearth_sar.network_input import checked_amplitude, network_input, statistics_of
 from crossearth_sar.peft import EarthAdapter
 from crossearth_sar.presets import ModelConfig, MoEConfig, model_preset
@@ -49,7 +49,7 @@ __all__ = [
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
-EXTRAS = ("classes", "temperature")
+EXTRAS = ("classes", "temperature", "input")
 """Keys of config.json that are not of ModelConfig."""
 
 
@@ -64,7 +64,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        make_ffn = partial(_sparse_ffn, config.moe) if config.moe else DenseFFN
+        make_ffn = config.moe.make_ffn if config.moe else DenseFFN
         self.backbone = VisionTransformer(config.vit, make_ffn)
         if config.adapter is not None:
             self.backbone.adapter = EarthAdapter(config.vit.dim, config.vit.depth, config.adapter)
@@ -80,6 +80,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         self.class_names: tuple[str, ...] | None = None
         self.palette: tuple[tuple[int, ...], ...] | None = None
         self.temperature: float | None = None  # of its probabilities: evaluation/calibration.py
+        self.contract: InputContract | None = None  # what it was trained on, where that is known
 
     @property
     def first_class(self) -> int | None:
@@ -181,7 +182,8 @@ class CrossEarthSAR(nn.Module, HubFolder):
 
         Args:
             image_BCHW, db_mean, db_std: as in `forward`, tensors, arrays or lists of numbers; statistics not
-                given are those of the whole image.
+                given are those of the whole image. What a numpy masked array masks, in any band, is not
+                looked at (a measured pixel is drawn in its place), and its class is 255.
             pixel_m: metres per pixel of the images, which are averaged to the model's (`ground_scale`) and
                 measured there, and scores interpolated back; not given, they are taken as they are.
             taper: whether a window counts less towards its edges (`sliding.taper_weights`).
@@ -190,6 +192,9 @@ class CrossEarthSAR(nn.Module, HubFolder):
         Raises:
             InputError: for another shape, a bad pixel, or statistics that do not fit the bands.
         """
+        measured_BHW = measured_pixels(image_BCHW)
+        if measured_BHW is not None:
+            image_BCHW = filled_images(image_BCHW, measured_BHW)
         given = checked_amplitude(image_BCHW, self.config.bands)
         size = working_size(given.shape[-2:], pixel_m, self.config.pixel_m)
         amplitude = average_power(given, size).to(self.backbone.cls_token.device)
@@ -197,7 +202,8 @@ class CrossEarthSAR(nn.Module, HubFolder):
         with eval_mode(self):
             scores = self.slide_scores(amplitude, mean, std, on_window, taper=taper)
         size = (given.shape[-2], given.shape[-1])
-        return classes_at(scores, size, self.first_class).to(given.device)
+        classes = classes_at(scores, size, self.first_class).to(given.device)
+        return classes if measured_BHW is None else hide_unmeasured(classes, measured_BHW)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(self, save_directory)
@@ -299,6 +305,8 @@ def save_config(model: CrossEarthSAR, folder: Path) -> None:
         mapping["classes"] = to_mapping({"names": model.class_names, "palette": model.palette})
     if model.temperature is not None:
         mapping["temperature"] = model.temperature
+    if model.contract is not None:
+        mapping["input"] = to_mapping(model.contract)
     (folder / CONFIG_FILE).write_text(json.dumps(mapping, indent=2) + "\n", encoding="utf-8")
 
 
@@ -352,6 +360,7 @@ def load_model(
     if extras["classes"] is not None:
         _name_classes(model, extras["classes"], folder / CONFIG_FILE)
     model.temperature = checked_temperature(extras["temperature"], folder / CONFIG_FILE)
+    model.contract = checked_contract(extras["input"], folder / CONFIG_FILE)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -381,16 +390,3 @@ def _name_classes(model: CrossEarthSAR, classes: Any, where: Path) -> None:
 
 def _standardizer(moe: MoEConfig | None, columns: int) -> nn.Module:
     return RunningStandardizer(columns) if moe is not None and moe.standardize and columns else nn.Identity()
-
-
-def _sparse_ffn(moe: MoEConfig, dim: int, hidden_dim: int) -> PhysicsGuidedMoE:
-    return PhysicsGuidedMoE(
-        dim,
-        hidden_dim,
-        num_experts=moe.num_experts,
-        top_k=moe.top_k,
-        gate=moe.gate,
-        num_descriptors=moe.num_descriptors,
-        expert=moe.expert,
-        backend=moe.backend,
-    )

@@ -11,7 +11,7 @@ from crossearth_sar.descriptors import PAPER_DESCRIPTORS, SCALE_FREE_DESCRIPTORS
 from crossearth_sar.descriptors.scale_free import MIN_PATCH
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.ground_scale import require_pixel_m
-from crossearth_sar.moe import ExpertSpec
+from crossearth_sar.moe import ExpertSpec, PhysicsGuidedMoE
 from crossearth_sar.moe.router import Gate
 from crossearth_sar.peft import EarthAdapterConfig
 from crossearth_sar.vit import ViTConfig
@@ -52,6 +52,19 @@ class MoEConfig:
 
     backend: str = "auto"
     """What computes the experts: auto takes the best that works here; `crossearth-sar info` lists them."""
+
+    def make_ffn(self, dim: int, hidden_dim: int) -> PhysicsGuidedMoE:
+        """The layer itself, (B, T, dim) to the same."""
+        return PhysicsGuidedMoE(
+            dim,
+            hidden_dim,
+            num_experts=self.num_experts,
+            top_k=self.top_k,
+            gate=self.gate,
+            num_descriptors=self.num_descriptors,
+            expert=self.expert,
+            backend=self.backend,
+        )
 
     @property
     def num_descriptors(self) -> int:

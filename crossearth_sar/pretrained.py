@@ -123,7 +123,7 @@ def _own_config(path: Path) -> ModelConfig | None:
         raise InputError(f"{path / 'config.json'} is not JSON", got=str(error)) from error
     if "vit" not in mapping:
         return None
-    for key in ("classes", "temperature"):  # the decoder's, which is not taken
+    for key in ("classes", "temperature", "input"):  # the decoder's, which is not taken, and its data
         mapping.pop(key, None)
     return from_mapping(ModelConfig, mapping)
 

@@ -21,7 +21,7 @@ FLOORS = [
     {"config_keys"},
     {"config"},
     {"kernels", "decibels", "ground_scale"},
-    {"backend", "convolution", "network_input", "provenance", "device"},
+    {"backend", "convolution", "network_input", "input_contract", "provenance", "device"},
     {"descriptors", "moe", "data"},
     {"vit", "decoder", "peft"},
     {"presets", "hub", "model_output"},

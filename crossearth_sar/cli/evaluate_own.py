@@ -25,6 +25,7 @@ from tqdm import tqdm
 from crossearth_sar.cli.config_arguments import read_config
 from crossearth_sar.config import from_mapping, layered, parse_overrides, require, to_mapping
 from crossearth_sar.data.domain import Domain, DomainConfig, held_out_of, open_domain
+from crossearth_sar.data.domain_labels import tell_absent_classes
 from crossearth_sar.data.sample import Sample
 from crossearth_sar.device import checked_device
 from crossearth_sar.engine.config import RunConfig, finetuning_settings
@@ -133,6 +134,7 @@ class Plan:
         key = (config.name, pixel_m)
         if key not in self._opened:
             self._opened[key] = open_domain(config, self.config.data_root, pixel_m)
+            tell_absent_classes(self._opened[key])
         return self._opened[key]
 
     def indices(self, domain: Domain) -> list[int]:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from crossearth_sar.cli.map_making import Predictor, make_map
@@ -39,11 +38,21 @@ from crossearth_sar.cli.map_options import (
     one_at_a_time,
     write_vectors,
 )
-from crossearth_sar.cli.options import add_device_option, add_normalize_option
+from crossearth_sar.cli.normalizing import (
+    add_normalizing_options,
+    checked_bands,
+    chosen_normalize,
+    declared_values,
+    kept_statistics,
+    statistics_to_keep,
+    warn_of_level,
+)
+from crossearth_sar.cli.options import add_device_option
 from crossearth_sar.cli.shards import device_of_rank, shard_of
 from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.domain_statistics import MEASURED_SAMPLES
 from crossearth_sar.data.files.amplitude import ValueKind
+from crossearth_sar.data.files.doubts import FillDoubts
 from crossearth_sar.data.files.on_disk import open_image
 from crossearth_sar.data.files.readers import BandAxis, read_pixel_m, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
@@ -61,6 +70,7 @@ RECORD = "prediction.json"
 
 SETTINGS = (
     "model_sha256", "values", "normalize", "nodata", "bands", "band_axis", "array_key", "pixel_m", "taper",
+    "normalize_by", "scale", "offset", "clip_negative",
 )  # fmt: skip
 """What must be the same for all maps of a folder."""
 
@@ -75,8 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = get_args(ValueKind)
     add("--values", choices=kinds, help="what the images' numbers are; without, the first image decides")
     add("--output", metavar="FOLDER", default="maps", help="for maps and prediction.json")
-    add_normalize_option(parser)
+    add_normalizing_options(parser)
     add("--nodata", type=float, metavar="VALUE", help="over what the tag of a TIFF says")
+    add("--scale", type=float, metavar="FACTOR", help="of stored numbers, over what a TIFF's metadata say")
+    add("--offset", type=float, metavar="VALUE", help="added after the scale")
+    add("--clip-negative", action="store_true", help="negative amplitudes or intensities become 0")
     add("--bands", type=int, nargs="+", metavar="I", help="indices from 0 of at most three bands")
     add("--band-axis", choices=get_args(BandAxis), default="auto")
     add("--array-key", metavar="NAME", help="which array of an .npz")
@@ -99,8 +112,12 @@ def make_maps(arguments: argparse.Namespace) -> int:
     maps = maps_of_images(arguments.images, Path(arguments.output).expanduser())
     check_output_options(arguments, shard, list(maps.values()))
     model = load_model(arguments.model, device=device)
-    check_headers(arguments, list(maps), model.config.bands)
-    arguments.values = arguments.values or guessed_values(arguments, next(iter(maps)))
+    check_headers(arguments, list(maps), model)
+    arguments.values = declared_values(arguments, model.contract) or guessed_values(
+        arguments, next(iter(maps))
+    )
+    arguments.normalize = chosen_normalize(arguments, model.contract)
+    arguments.doubts = FillDoubts("--nodata {}")
     tell_unknown_spacing(arguments, model, list(maps))
     with one_at_a_time(Path(arguments.output).expanduser()) if shard.count > 1 else nullcontext():
         record = open_record(arguments, model, list(maps))
@@ -132,18 +149,13 @@ def image_size(arguments: argparse.Namespace, image: Path) -> tuple[int, int]:
     return read_shape(image, band_axis=arguments.band_axis, array_key=arguments.array_key)[1:]
 
 
-def check_headers(arguments: argparse.Namespace, images: list[Path], bands: int | None) -> None:
-    """Refuses images of too many bands; of more than a model's `bands`, unless told, its number are taken."""
+def check_headers(arguments: argparse.Namespace, images: list[Path], model: CrossEarthSAR) -> None:
+    """Refuses images of too many bands, or of fewer than in training; of more, unless told, training's."""
     problems: list[str] = []
     for image in images:
         try:
             count, _, _ = read_shape(image, band_axis=arguments.band_axis, array_key=arguments.array_key)
-            if bands is not None and arguments.bands is None and count > bands:
-                arguments.bands = list(range(bands))
-                logging.warning(
-                    "%s has %d bands, the model was trained on %d: --bands %s are taken",
-                    image, count, bands, " ".join(map(str, arguments.bands)),
-                )  # fmt: skip
+            arguments.bands = checked_bands(arguments.bands, count, model, image)
             count = len(arguments.bands) if arguments.bands else count
             if count > 3:
                 raise InputError(f"{image} has {count} bands", expected="1 to 3", fix="choose: --bands 0 1")
@@ -175,7 +187,12 @@ def tell_unknown_spacing(arguments: argparse.Namespace, model: CrossEarthSAR, im
 def guessed_values(arguments: argparse.Namespace, image: Path) -> ValueKind:
     """What the numbers look like, said aloud: complex, dB where one is negative, else amplitude."""
     raw = open_image(
-        image, band_axis=arguments.band_axis, nodata=arguments.nodata, array_key=arguments.array_key
+        image,
+        band_axis=arguments.band_axis,
+        nodata=arguments.nodata,
+        array_key=arguments.array_key,
+        scale=arguments.scale,
+        offset=arguments.offset,
     )
     kind: ValueKind = "amplitude"
     for rows in row_blocks(slice(0, raw.size[0]), raw.size[1]):
@@ -197,8 +214,11 @@ def read_scene(arguments: argparse.Namespace, image: Path) -> Scene:
         nodata=arguments.nodata,
         bands=tuple(arguments.bands) if arguments.bands else None,
         array_key=arguments.array_key,
+        scale=arguments.scale,
+        offset=arguments.offset,
     )
-    return Scene(raw, arguments.values, arguments.pixel_m)
+    arguments.doubts.look(raw)
+    return Scene(raw, arguments.values, arguments.pixel_m, arguments.clip_negative)
 
 
 def open_record(arguments: argparse.Namespace, model: CrossEarthSAR, images: list[Path]) -> dict[str, Any]:
@@ -209,8 +229,7 @@ def open_record(arguments: argparse.Namespace, model: CrossEarthSAR, images: lis
     if path.is_file():
         return checked_record(path, settings)
     classes = classes_of(model)
-    by_domain = arguments.normalize == "domain"
-    mean, std = measure(arguments, images, model.config.pixel_m) if by_domain else (None, None)
+    mean, std = statistics_to_keep(arguments, model, images, measure)
     record = {
         "model": str(arguments.model),
         **settings,
@@ -230,8 +249,8 @@ def open_record(arguments: argparse.Namespace, model: CrossEarthSAR, images: lis
 
 def checked_record(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     try:
-        older = {"pixel_m": None, "taper": None}  # what they did not have
-        record = {**older, **json.loads(path.read_text(encoding="utf-8"))}
+        older = dict.fromkeys(("pixel_m", "taper", "normalize_by", "scale", "offset"))  # what they had not
+        record = {**older, "clip_negative": False, **json.loads(path.read_text(encoding="utf-8"))}
         other = [key for key in SETTINGS if json.dumps(record[key]) != json.dumps(settings[key])]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged", got=repr(error), fix="give another --output") from error
@@ -281,10 +300,10 @@ def predict(
     arguments: argparse.Namespace, model: CrossEarthSAR, record: dict[str, Any], image: Path, target: Path
 ) -> None:
     scene = read_scene(arguments, image)
-    if record["db_mean"] is None:
-        mean, std = measure_scenes([scene], model.config.pixel_m)
-    else:
-        mean, std = torch.tensor(record["db_mean"]), torch.tensor(record["db_std"])
+    kept = kept_statistics(record, image)
+    mean, std = measure_scenes([scene], model.config.pixel_m) if kept is None else kept
+    if record["normalize"] == "model":
+        warn_of_level(scene, model, mean)
     made_of = {key: record[key] for key in SETTINGS} | {"statistics": [mean.tolist(), std.tolist()]}
     make_map(
         Predictor(model, scene, (mean, std), how_to_slide(arguments), arguments.scores, made_of),

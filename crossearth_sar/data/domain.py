@@ -25,14 +25,12 @@ from crossearth_sar.data.datasets.official import OfficialDataset, Part
 from crossearth_sar.data.datasets.places import missing_dataset
 from crossearth_sar.data.datasets.published import named_task, open_spec
 from crossearth_sar.data.datasets.spec import DatasetSpec
-from crossearth_sar.data.domain_statistics import ImageStatistics, measure_db
-from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample, SegmentationDataset
+from crossearth_sar.data.domain_statistics import ImageStatistics, NameStatistics, measure_db
+from crossearth_sar.data.sample import Origin, Sample, SegmentationDataset
 from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
 from crossearth_sar.errors import InputError
+from crossearth_sar.input_contract import InputContract, joined
 from crossearth_sar.spacing import evenly_spaced
-
-LABELLED_SAMPLES = 64
-"""Evenly spaced samples among which one must have a labelled pixel, for a domain to train on."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +89,8 @@ class DomainConfig:
     """Domains of the same classes, one after the other; each keeps its own statistics."""
     normalize: str = "domain"
     """Whose dB statistics: domain, of the whole of it, or image, of each; tiles of one image share its."""
+    normalize_by: tuple[str, ...] = ()
+    """Of a folder: parts of image names, as vv and vh; images of one part share its statistics."""
     max_samples: int | None = None
     """Takes only so many samples, evenly spaced; null: all."""
 
@@ -102,6 +102,8 @@ class DomainConfig:
         require(
             self.max_samples is None or self.max_samples >= 1, "max_samples", self.max_samples, "1 or more"
         )
+        fits = self.folder is not None and self.normalize == "domain"
+        require(not self.normalize_by or fits, "normalize_by", self.normalize_by, "nothing but for a folder")
         if self.mixture:
             names = [part.name for part in self.mixture]
             require(len(set(names)) == len(names), f"names in mixture {self.name!r}", names, "distinct names")
@@ -153,8 +155,13 @@ class Domain:
         self.name, self.dataset, self.classes = config.name, dataset, dataset.classes
         self.pixel_m, self._told = pixel_m, bool(config.mixture)  # a mixture's parts tell
         self._chosen = evenly_spaced(len(dataset), config.max_samples or len(dataset))
+        self.config = config
         self.db_mean, self.db_std = (None, None)
-        if config.normalize == "domain" and not config.mixture:
+        self._by_name = None
+        if config.normalize_by:
+            assert isinstance(dataset, FolderScenes), "the config has checked it"
+            self._by_name = NameStatistics(dataset, config.normalize_by, pixel_m, config.name)
+        elif config.normalize == "domain" and not config.mixture:
             self.db_mean, self.db_std = measure_db(dataset, pixel_m=pixel_m, domain=config.name)
         self._images = ImageStatistics(dataset, pixel_m)
         if pixel_m is not None and len(dataset):
@@ -169,6 +176,8 @@ class Domain:
         if "db_mean" in sample:  # of a mixture: its part's
             return sample
         mean, std = self.db_mean, self.db_std
+        if self._by_name is not None:
+            mean, std = self._by_name.of(self._chosen[index])
         if mean is None or std is None:
             mean, std = self._images.of(self._chosen[index], sample)
         return {**sample, "db_mean": mean, "db_std": std}
@@ -176,6 +185,22 @@ class Domain:
     def origin(self, index: int) -> Origin:
         """Where the sample comes from, see `sample.Origin`."""
         return self.dataset.origin(self._chosen[index])
+
+    def contract(self) -> InputContract:
+        """What a model that trains on it is trained on; statistics of one domain of measured images alone."""
+        if isinstance(self.dataset, Mixture):
+            return joined([part.contract() for part in self.dataset.parts], self.name)
+        config, known = self.config, dict[str, Any]()
+        if config.folder is not None:
+            known = {"values": config.folder.values, "band_indices": config.folder.bands}
+        elif config.official is not None:
+            spec = config.official.spec
+            names = spec.domains[config.official.domain].polarizations or None
+            known = {"values": spec.values, "band_indices": spec.bands, "band_names": names}
+        if config.simulated is None and self.db_mean is not None and self.db_std is not None:
+            known |= {"db_mean": tuple(self.db_mean.tolist()), "db_std": tuple(self.db_std.tolist())}
+        bands = len(self.db_mean) if self.db_mean is not None else len(self.dataset[self._chosen[0]]["image"])
+        return InputContract(domain=self.name, bands=bands, **known)
 
     def _tell_unknown(self, sample: Sample) -> None:
         """Once a domain: that an image is taken as it is, since nothing says how long its pixels are."""
@@ -246,25 +271,6 @@ def require_same_classes(domains: Sequence[Domain]) -> None:
                 expected=", ".join(first.classes.names),
                 fix="give every domain the same classes; map what one lacks to ignore",
             )
-
-
-def require_labels(domain: Domain) -> None:
-    """InputError where none of 64 evenly spaced samples has a labelled pixel: nothing could be learned.
-
-    Of a mixture, each of its domains is looked at.
-    """
-    if isinstance(domain.dataset, Mixture):
-        for part in domain.dataset.parts:
-            require_labels(part)
-        return
-    chosen = evenly_spaced(len(domain), LABELLED_SAMPLES)
-    if not any((domain[index]["mask"] != IGNORE_INDEX).any() for index in chosen):
-        raise InputError(
-            f"domain {domain.name!r} has no labels to train on",
-            got=f"not one labelled pixel in {len(chosen)} of {len(domain)} samples",
-            expected="labels; for a published dataset without, a teacher's",
-            fix="set labels or index of the folder, or pseudo_labels (crossearth-sar label makes them)",
-        )
 
 
 def require_held_out(train: Domain, others: Sequence[Domain]) -> None:

@@ -1,7 +1,8 @@
 """Mask2Former for semantic segmentation: transformers' modules, loss and matcher, wired to our pyramid.
 
 Settings are METHOD sec. 3. Nothing of Mask2Former is written again here; what is ours is the wiring, the
-turning of a label map into per-class masks, and that ignored pixels neither cost nor teach.
+turning of a label map into per-class masks, and that ignored pixels neither cost nor teach: an image teaches
+«no object» by the share of it that is labelled.
 
 B batch, H W pixels, h w mask resolution (stride 4), Q queries, C classes.
 """
@@ -79,7 +80,8 @@ class Mask2FormerDecoder(Decoder):
 
         Args:
             mask_BHW: (B, H, W) int64, 0..C-1 or `ignore_index`. A class absent from an image is no target
-                there; an image with no labelled pixel asks every query for «no object».
+                there; an image asks its other queries for «no object» by its labelled share, one with no
+                labelled pixel for nothing.
 
         Returns:
             {"class", "mask", "dice"}: scalars whose sum is the segmentation loss.
@@ -91,6 +93,7 @@ class Mask2FormerDecoder(Decoder):
             for c, m in [(output.class_logits, output.mask_logits), *output.earlier]
         ]
         (class_logits, mask_logits), *auxiliary = predictions
+        self.criterion.labelled_share_B = 1 - ignored.flatten(1).float().mean(1)
         terms = self.criterion(
             mask_logits.float(),
             class_logits.float(),

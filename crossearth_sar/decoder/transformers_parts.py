@@ -6,9 +6,10 @@ Imported when a decoder is built: transformers takes seconds, and nothing but th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import (
@@ -34,7 +35,26 @@ class Mask2FormerHead(Mask2FormerPreTrainedModel):
 
 class Criterion(Mask2FormerLoss):
     """transformers' loss; its class weights stay float32, like the logits it is given, and what it divides by
-    are its own targets."""
+    are its own targets.
+
+    labelled_share_B: of each image's pixels, set before each call. «No object» counts by it: of what nobody
+    labelled, nobody said that nothing is there.
+    """
+
+    labelled_share_B: Tensor
+
+    def loss_labels(
+        self, class_queries_logits: Tensor, class_labels: list[Tensor], indices: Any
+    ) -> dict[str, Tensor]:
+        """transformers' weighted cross-entropy, «no object» weighed by its image's labelled share too."""
+        empty_B = self.empty_weight[-1] * self.labelled_share_B.to(self.empty_weight)
+        target_BQ = class_labels[0].new_full(class_queries_logits.shape[:2], self.num_labels)
+        weight_BQ = empty_B[:, None].repeat(1, target_BQ.shape[1])
+        for image, (queries, chosen) in enumerate(indices):
+            target_BQ[image, queries] = class_labels[image][chosen]
+            weight_BQ[image, queries] = 1
+        cost_BQ = F.cross_entropy(class_queries_logits.transpose(1, 2), target_BQ, reduction="none")
+        return {"loss_cross_entropy": (weight_BQ * cost_BQ).sum() / weight_BQ.sum().clamp(min=1e-12)}
 
     def get_num_masks(self, class_labels: list[Tensor], device: torch.device) -> Tensor:
         """Targets of these images, at least 1. Where Accelerate is in use, transformers would take a share of

@@ -26,6 +26,7 @@ from crossearth_sar.engine.objectives.network import build_network, frozen_backb
 from crossearth_sar.engine.planning.layout import run_model_config
 from crossearth_sar.engine.resume import best_of
 from crossearth_sar.errors import InputError
+from crossearth_sar.input_contract import checked_contract
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model, save_model
 
 
@@ -79,6 +80,7 @@ def _with_frozen(checkpoint: Path, state: dict[str, Any]) -> CrossEarthSAR:
     model_config = run_model_config(config, num_classes=int(mapping["num_classes"]))
     model = build_network(config, model_config, with_weights=True)
     model.name_classes(mapping["classes"]["names"], mapping["classes"]["palette"])
+    model.contract = checked_contract(mapping.get("input"), checkpoint / CONFIG_FILE)
     found = fingerprint((n, p) for n, p in model.named_parameters() if n in frozen_backbone(model))
     if found != state["frozen"]:
         raise InputError(

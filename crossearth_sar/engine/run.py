@@ -263,7 +263,7 @@ class Run:
         if self.log:
             self.log.score({"step": self.step, **scores}, self.objective.score_words(scores))
         key = self.objective.best_by
-        if self.best is None or scores[key] > self.best[key]:
+        if self.best is None or math.isnan(self.best[key]) or scores[key] > self.best[key]:
             return {"step": self.step, key: scores[key]}
         return self.best
 

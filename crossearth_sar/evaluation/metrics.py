@@ -10,7 +10,7 @@ Shapes: C classes, H W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,10 @@ class SegmentationScores:
 
     iou: (C,) float64 on the CPU. Intersection over union per class; NaN for a class absent from both target
         and prediction.
-    miou: mean of the entries of `iou` that are not NaN; NaN when there is none. So a class that is predicted
-        somewhere but nowhere in the target counts with IoU 0. This is what mmsegmentation (nanmean over
-        classes whose union is not empty) and torchmetrics (`MulticlassJaccardIndex`, macro) report.
+    miou: mean of the entries of `iou` that are not NaN. So a class that is predicted somewhere but nowhere
+        in the target counts with IoU 0. This is what mmsegmentation (nanmean over classes whose union is not
+        empty) and torchmetrics (`MulticlassJaccardIndex`, macro) report. NaN where of several classes fewer
+        than two occur: a class alone is always right.
     pixel_accuracy: share of counted pixels that are right; NaN when no pixel counts.
     target_share: (C,) float64 on the CPU. Share of the counted pixels that belong to each class by the
         target; NaN when no pixel counts.
@@ -158,9 +159,10 @@ class ConfusionMatrix:
         union = per_target + counts.sum(0) - intersection
         iou = intersection.double() / union.double()  # 0 / 0 is the NaN that is wanted
         pixels = int(per_target.sum())
+        occurring = int((union > 0).sum())
         return SegmentationScores(
             iou=iou,
-            miou=float(iou.nanmean()),
+            miou=math.nan if occurring < min(2, self.num_classes) else float(iou.nanmean()),
             pixel_accuracy=int(intersection.sum()) / pixels if pixels else math.nan,
             target_share=per_target.double() / pixels,
             pixels=pixels,
@@ -214,6 +216,15 @@ class ConfusionMatrix:
                 got=f"values {low}..{high}",
                 expected=f"0..{self.num_classes - 1}{ignored}",
             )
+
+
+def absent_words(scores: Mapping[str, Any]) -> list[str]:
+    """Lines of a report on classes that the labels lack, of `SegmentationScores.to_mapping`; none without."""
+    absent = [name for name, share in scores["target_share"].items() if not share]
+    if not absent:
+        return []
+    alone = "one class alone has no mIoU" if scores["miou"] is None else "the mIoU says nothing of finding it"
+    return [f"- No pixel of the labels is {' or '.join(absent)}: {alone}.", ""]
 
 
 def _by_name(names: Sequence[str], values: Tensor) -> dict[str, float | None]:

@@ -17,6 +17,7 @@ from crossearth_sar.data.sample import ClassTable
 from crossearth_sar.evaluation.bootstrap import DRAWS, Interval, difference_interval, miou_interval
 from crossearth_sar.evaluation.class_mapping import ClassMapping
 from crossearth_sar.evaluation.image_scores import ImageScores
+from crossearth_sar.evaluation.metrics import absent_words
 
 REPORT, METRICS = "README.md", "metrics.json"
 
@@ -138,6 +139,7 @@ def _readme(
             for s, _ in here
             if s.fitted
         ]
+        notes += absent_words(here[0][1])
         pictures = [f"![{s.model} on {domain}]({s.picture})" for s, _ in here if s.picture]
         lines += [*notes, *[""] * bool(notes), *pictures, *[""] * bool(pictures)]
     if absent:

@@ -30,11 +30,13 @@ class Scene:
     """A file's numbers and what they are; amplitudes come rows by rows.
 
     pixel_m: metres per pixel on the ground; None takes what the file's tags say.
+    clip_negative: as in `amplitude.to_amplitude`.
     """
 
     raw: RawImage | ImageOnDisk
     values: ValueKind
     pixel_m: float | None = None
+    clip_negative: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -48,7 +50,9 @@ class Scene:
         """
         name = f"{self.raw.path}, rows {rows.start} to {rows.stop - 1}"
         values, valid = self.raw.rows(rows)
-        return torch.from_numpy(to_amplitude(values, self.values, valid=valid, name=name)), valid
+        clip = self.clip_negative
+        amplitude = to_amplitude(values, self.values, valid=valid, clip_negative=clip, name=name)
+        return torch.from_numpy(amplitude), valid
 
     def working_size(self, pixel_m: float | None) -> tuple[int, int]:
         """(H, W) at `pixel_m` metres per pixel; its own where either spacing is not known."""
@@ -101,5 +105,6 @@ def measure_scenes(scenes: Iterable[Scene], pixel_m: float | None = None) -> tup
         for block in scene.blocks(pixel_m):
             statistics.add(block, scene.raw.path)
         del scene  # or it would still be there while the next one is read
-    warn_uneven(statistics, "the images", "--normalize image")
+    by_name = "--normalize domain --normalize-by {}".format
+    warn_uneven(statistics, "the images", "--normalize image", lambda parts: by_name(" ".join(parts)))
     return statistics.result()

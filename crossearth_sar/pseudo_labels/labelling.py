@@ -34,7 +34,8 @@ from torch import Tensor
 
 from crossearth_sar.config import from_mapping, require
 from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
-from crossearth_sar.data.files.readers import read_bands, read_shape
+from crossearth_sar.data.files.georeference import label_flips
+from crossearth_sar.data.files.readers import read_bands, read_label_parts, read_place, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.pseudo_labels.pairs import Pair
@@ -168,12 +169,12 @@ class LabelSettings:
 
 
 def read_optical(path: Path, settings: LabelSettings) -> tuple[Tensor, np.ndarray]:
-    """(3, H, W) float32 in 0..255, and (H, W) bool of finite pixels.
+    """(3, H, W) float32 in 0..255, and (H, W) bool of pixels that are finite and not transparent or masked.
 
     Raises:
         InputError: the file is damaged, has no such bands, or its values need a range.
     """
-    values = read_bands(path, colormap="expand")
+    values, seen, _, _ = read_label_parts(path, expand_colors=True)
     bands = settings.bands
     if bands is None and len(values) not in (1, 3):
         raise InputError(
@@ -186,7 +187,8 @@ def read_optical(path: Path, settings: LabelSettings) -> tuple[Tensor, np.ndarra
         )
     values = values[[bands[i % len(bands)] for i in range(3)]]
     if values.dtype == np.uint8 and settings.value_range is None:
-        return torch.from_numpy(values.astype(np.float32)), np.ones(values.shape[1:], bool)
+        there = np.ones(values.shape[1:], bool) if seen is None else seen
+        return torch.from_numpy(values.astype(np.float32)), there
     if settings.value_range is None or np.iscomplexobj(values):
         raise InputError(
             f"{path} is not an 8-bit image",
@@ -196,6 +198,7 @@ def read_optical(path: Path, settings: LabelSettings) -> tuple[Tensor, np.ndarra
         )
     low, high = settings.value_range
     finite = np.isfinite(values).all(axis=0)
+    finite = finite if seen is None else finite & seen
     scaled = np.clip((values.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
     return torch.from_numpy(np.where(finite, scaled, 0).astype(np.float32)), finite
 
@@ -208,6 +211,7 @@ def label_pair(
     The class of a pixel is the group of the highest probability; the ignored group takes part, and where it
     wins, where the probability is below the threshold or the optical image has no value, the label is 255.
     """
+    _require_same_place(pair)
     image_CHW, finite = read_optical(pair.optical, settings)
     target = read_shape(pair.sar)[1:]
     _require_size(pair, (image_CHW.shape[1], image_CHW.shape[2]), target, settings)
@@ -244,6 +248,17 @@ def check_pairs(pairs: Sequence[Pair], settings: LabelSettings) -> None:
         pair = pairs[i]
         image, _ = read_optical(pair.optical, settings)
         _require_size(pair, (image.shape[1], image.shape[2]), read_shape(pair.sar)[1:], settings)
+        _require_same_place(pair)
+
+
+def _require_same_place(pair: Pair) -> None:
+    """InputError where both twins say where they lie, and do not lie on each other."""
+    name = f"{pair.sar} and {pair.optical}"
+    flips = label_flips(read_place(pair.sar), read_place(pair.optical), name, what="optical image")
+    if any(flips):
+        raise InputError(
+            f"rows or columns of twins run against each other: {name}", fix="turn one (gdalwarp)"
+        )
 
 
 def write_pseudo_labels(

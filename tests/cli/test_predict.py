@@ -25,7 +25,7 @@ SMALL = {
     "crop_size": 64,
     "crop_stride": 40,
 }
-ALL = ["--images", "data/*/*.*", "--values", "amplitude"]
+ALL = ["--images", "data/*/*.*", "--values", "amplitude", "--normalize", "domain"]
 
 
 def speckle(height: int, width: int) -> np.ndarray:
@@ -180,8 +180,8 @@ def test_one_bad_image_does_not_stop_the_others(
             ["--images", "x/four.npy", "--values", "db"],
             "1 of 1 images cannot be used\nx/four.npy has 4",
         ),
-        (["--images", "data/*/*", "--values", "db"], "values that are no decibels"),
-        (["--images", "data/*/*", "--values", "complex"], "is real but its values are declared 'complex'"),
+        ([*ALL, "--values", "db"], "values that are no decibels"),
+        ([*ALL, "--values", "complex"], "is real but its values are declared 'complex'"),
         ([*ALL, "--model", "nowhere"], "no model in nowhere"),
         ([*ALL, "--device", "gpu"], "device 'gpu' cannot be used"),
     ],

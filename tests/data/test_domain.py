@@ -19,8 +19,8 @@ from crossearth_sar.data.domain import (
     DomainConfig,
     open_domain,
     require_held_out,
-    require_labels,
 )
+from crossearth_sar.data.domain_labels import require_labels
 from crossearth_sar.data.domain_statistics import MEASURED_SAMPLES, measure_db
 from crossearth_sar.data.sample import ClassTable, Sample
 from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig

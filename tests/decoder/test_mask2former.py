@@ -224,12 +224,29 @@ def test_an_image_without_a_labelled_pixel(unlabelled: list[int]) -> None:
     parts = seeded_loss(decoder, output, mask)
     total(parts).backward()
     assert all(bool(torch.isfinite(part)) for part in parts.values())
-    assert parts["class"].item() > 0, "its queries are asked for «no object»"
-    grad = output.mask_logits.grad
-    assert grad is not None
-    for image in (0, 1):
-        assert bool(grad[image].any()) is (image not in unlabelled)
+    for grad in (output.mask_logits.grad, output.class_logits.grad):
+        assert grad is not None
+        for image in (0, 1):
+            assert bool(grad[image].any()) is (image not in unlabelled), "not even «no object»"
+    assert (parts["class"].item() > 0) is (len(unlabelled) < 2)
     assert (parts["mask"].item() > 0) is (len(unlabelled) < 2)
+
+
+@pytest.mark.parametrize("rows", [16, 48])
+def test_no_object_counts_by_the_labelled_share(rows: int) -> None:
+    """Of the gradients at the class logits: matched queries pull by 1, the others by 0.1 times the share."""
+    decoder, output, mask = make(), random_output(layers=0), label()
+    mask[1] = IGNORED
+    mask[1, :rows] = 0
+    seeded_loss(decoder, output, mask)["class"].backward()
+    grad = output.class_logits.grad
+    assert grad is not None
+    pull_BQ = grad[..., -1] / (output.class_logits.softmax(-1)[..., -1] - 1)  # of those asked for «no object»
+    expected = [1.0, rows / 64]
+    for image, share in enumerate(expected):
+        pulls = sorted(pull_BQ[image].tolist())[-5:]  # matched ones pull otherwise
+        assert pulls == pytest.approx([pulls[0]] * 5)
+        assert pulls[0] / max(pull_BQ[0].tolist()) == pytest.approx(share)
 
 
 def test_perfect_logits_cost_far_less_than_random_ones() -> None:

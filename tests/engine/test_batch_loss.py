@@ -28,10 +28,13 @@ def masks() -> list[Tensor]:
 
 
 def normalizers_by_definition(mask_BHW: Tensor) -> tuple[float, float, float]:
-    """Class losses: a query with a target counts 1, another no_object_weight. Mask losses: the targets."""
+    """Class losses: a query with a target counts 1, another no_object_weight times the labelled share of its
+    image. Mask losses: the targets."""
     targets = [len(set(mask_HW.flatten().tolist()) - {255}) for mask_HW in mask_BHW]
     matched = sum(min(count, 5) for count in targets)
-    return matched + 0.1 * (len(targets) * 5 - matched), sum(targets), sum(targets)
+    shares = [float((mask_HW != 255).float().mean()) for mask_HW in mask_BHW]
+    empty = sum(share * (5 - min(count, 5)) for share, count in zip(shares, targets, strict=True))
+    return matched + 0.1 * empty, sum(targets), sum(targets)
 
 
 def alone(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from crossearth_sar.errors import InputError
-from crossearth_sar.evaluation.metrics import ConfusionMatrix
+from crossearth_sar.evaluation.metrics import ConfusionMatrix, absent_words
 
 
 def counted(prediction: Tensor, target: Tensor, num_classes: int) -> ConfusionMatrix:
@@ -58,6 +58,9 @@ def test_agrees_with_torchmetrics(
     per_class = MulticlassJaccardIndex(num_classes, average="none", ignore_index=255, zero_division=math.nan)
     per_class.update(prediction.flatten(), target.flatten())
     torch.testing.assert_close(scores.iou.float(), per_class.compute(), rtol=1e-6, atol=0, equal_nan=True)
+    if int((~scores.iou.isnan()).sum()) < 2:  # torchmetrics answers 1 here; a class alone is always right
+        assert math.isnan(scores.miou)
+        return
     macro = MulticlassJaccardIndex(num_classes, average="macro", ignore_index=255)
     macro.update(prediction.flatten(), target.flatten())
     assert scores.miou == pytest.approx(float(macro.compute()), rel=1e-5)
@@ -79,12 +82,16 @@ def test_counts_by_hand() -> None:
 
 def test_a_class_predicted_but_absent_from_the_target_counts_as_zero() -> None:
     target = torch.zeros(2, 2, dtype=torch.int64)
-    assert counted(target.clone(), target, 3).scores().miou == 1.0
+    (words, _) = absent_words(counted(target.clone(), target, 3).scores().to_mapping("abc"))
+    assert words == "- No pixel of the labels is b or c: one class alone has no mIoU."
     prediction = torch.tensor([[0, 0], [0, 1]])
     scores = counted(prediction, target, 3).scores()
     assert scores.iou[:2].tolist() == [0.75, 0.0]
     assert math.isnan(scores.iou[2])
     assert scores.miou == 0.375
+    assert "is b or c: the mIoU says nothing of finding it" in absent_words(scores.to_mapping("abc"))[0]
+    both = torch.tensor([[0, 1]])
+    assert absent_words(counted(both, both, 2).scores().to_mapping("ab")) == []
 
 
 def test_all_ignored_has_no_score() -> None:
@@ -97,9 +104,16 @@ def test_all_ignored_has_no_score() -> None:
     assert bool(scores.target_share.isnan().all())
 
 
-@pytest.mark.parametrize(("predicted", "miou"), [(1, 1.0), (0, 0.0)])
-def test_one_pixel(predicted: int, miou: float) -> None:
-    assert counted(torch.tensor([[predicted]]), torch.tensor([[1]]), 5).scores().miou == miou
+def test_a_class_alone_is_never_scored_100() -> None:
+    alone = counted(torch.ones(3, 3).long(), torch.ones(3, 3).long(), 2).scores()
+    assert math.isnan(alone.miou)
+    assert (alone.iou[1], alone.pixel_accuracy) == (1, 1)
+    zeros = torch.zeros(3, 3).long()
+    assert counted(zeros, zeros, 1).scores().miou == 1, "no other is there"
+
+
+def test_one_pixel() -> None:
+    assert counted(torch.tensor([[0]]), torch.tensor([[1]]), 5).scores().miou == 0
 
 
 def test_batches_and_sums_give_what_one_update_gives() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -289,13 +290,13 @@ def test_a_scene_on_disk_is_never_held_whole(tmp_path: Path, monkeypatch: pytest
     image = open_image(tmp_path / "x.tif")
     assert isinstance(image, ImageOnDisk)
     read: list[int] = []
-    original = on_disk.read_window
+    original = on_disk.read_image_window
 
-    def counted(path: Path, window: Window, **options: str) -> np.ndarray:
+    def counted(path: Path, window: Window, **options: Any) -> RawImage:
         read.append(window.top)
         return original(path, window, **options)
 
-    monkeypatch.setattr(on_disk, "read_window", counted)
+    monkeypatch.setattr(on_disk, "read_image_window", counted)
     for top in range(0, 1901, 50):
         image.rows(slice(top, top + 100))
         assert len(image._blocks) <= 3
@@ -312,6 +313,7 @@ MEMORY = """
 import resource, sys
 import torch
 from pathlib import Path
+from typing import Any
 from crossearth_sar import load_model
 from crossearth_sar.data.files import on_disk
 from crossearth_sar.evaluation import scene_strips

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from crossearth_sar.pseudo_labels.labelling import (
     teacher_class_map,
     write_pseudo_labels,
 )
-from crossearth_sar.pseudo_labels.pairs import OPTICAL_TWINS, pairs_of, require_paired, source_pairs
+from crossearth_sar.pseudo_labels.pairs import OPTICAL_TWINS, Pair, pairs_of, require_paired, source_pairs
 from crossearth_sar.pseudo_labels.teachers import Teacher, adapter_teacher, open_teacher
 
 SEVEN = SEVEN_CLASSES.names
@@ -170,6 +171,28 @@ def test_threshold_ignored_classes_and_missing_values(tmp_path: Path) -> None:
     assert torch.allclose(image[:, 0], torch.from_numpy(ramp()[0].T.astype(np.float32)))
 
 
+def test_transparent_optical_pixels_get_no_label(tmp_path: Path) -> None:
+    alpha = np.full((40, 56, 1), 255, np.uint8)
+    alpha[:7] = 0
+    save(tmp_path / "a.png", np.concatenate([ramp(), alpha], 2))
+    image, there = read_optical(tmp_path / "a.png", LabelSettings())
+    assert image.shape == (3, 40, 56)
+    assert np.array_equal(there, alpha[..., 0] != 0)
+
+
+def test_twins_of_different_places_are_refused(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="writes GeoTIFFs as GDAL does")
+    size = {"driver": "GTiff", "height": 40, "width": 56, "dtype": "uint8", "crs": "EPSG:32633"}
+    for name, count, x in (("sar", 1, 5e5), ("near", 3, 5e5 + 4), ("far", 3, 5e5 + 400)):
+        where = rasterio.Affine(10, 0, x, 0, -10, 5e6)
+        with rasterio.open(tmp_path / f"{name}.tif", "w", count=count, transform=where, **size) as file:
+            file.write(np.ones((count, 40, 56), np.uint8))
+    pair = Pair("x.png", tmp_path / "near.tif", tmp_path / "sar.tif")
+    check_pairs([pair], LabelSettings())
+    words = refused(lambda: check_pairs([replace(pair, optical=tmp_path / "far.tif")], LabelSettings()))
+    assert "image and optical image lie in different places" in words
+
+
 def test_windows_give_what_the_whole_image_gives(tmp_path: Path) -> None:
     image = torch.from_numpy(ramp().transpose(2, 0, 1).astype(np.float32))
     grouped = teacher_class_map(SEVEN).grouped
@@ -299,9 +322,10 @@ def test_bad_input(tmp_path: Path) -> None:
     damaged = pairs[2].optical
     damaged.write_bytes(damaged.read_bytes()[:50])
     assert str(damaged) in refused(lambda: check_pairs(pairs[2:], plain))
-    save(root / "opt" / "0.png", np.zeros((40, 56, 4), np.uint8))
-    assert "--bands" in refused(lambda: check_pairs(pairs[:1], plain))
-    assert "no such bands" in refused(lambda: check_pairs(pairs[:1], LabelSettings(bands=(0, 1, 4))))
+    np.save(root / "opt" / "0.npy", np.zeros((40, 56, 4), np.uint8))
+    four = [replace(pairs[0], optical=root / "opt" / "0.npy")]
+    assert "--bands" in refused(lambda: check_pairs(four, plain))
+    assert "no such bands" in refused(lambda: check_pairs(four, LabelSettings(bands=(0, 1, 4))))
     save(root / "opt" / "0.png", np.zeros((40, 56), np.uint16))
     assert "--range" in refused(lambda: check_pairs(pairs[:1], plain))
     assert "threshold" in refused(lambda: LabelSettings(threshold=50))

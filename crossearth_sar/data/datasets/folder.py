@@ -75,6 +75,12 @@ class FolderConfig:
     """Where the bands are in an array of three axes: first, last, or auto."""
     nodata: float | None = None
     """The number of a pixel without a measurement; null: what the file says."""
+    scale: float | None = None
+    """Stored numbers are multiplied by it; null: by what a TIFF's metadata say."""
+    offset: float | None = None
+    """And this is added; null: what a TIFF's metadata say. Nodata is of the stored numbers."""
+    clip_negative: bool = False
+    """Takes negative amplitudes or intensities, which noise subtraction leaves, for 0."""
     array_key: str | None = None
     """Which array of an NPZ file."""
     pixel_m: float | None = None
@@ -103,6 +109,7 @@ class FolderConfig:
             _require_patterns(self.images, self.labels)
         require(0 < self.test_share < 1, "test_share", self.test_share, "a share between 0 and 1")
         require_pixel_m(self.pixel_m)
+        require(self.scale is None or self.scale != 0, "scale", self.scale, "another number than 0, or null")
         require(self.tile is None or self.tile >= 16, "tile", self.tile, "at least 16 pixels, or null")
         require(
             self.bands is None or 1 <= len(self.bands) <= MAX_BANDS,

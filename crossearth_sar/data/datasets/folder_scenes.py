@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -20,8 +22,9 @@ import numpy as np
 from crossearth_sar.data.datasets.folder import FolderConfig, Scene, find_scenes, raise_together
 from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.files.amplitude import to_amplitude
-from crossearth_sar.data.files.labels import label_table, read_label
-from crossearth_sar.data.files.readers import read_image, read_shape
+from crossearth_sar.data.files.doubts import FillDoubts
+from crossearth_sar.data.files.labels import count_values, label_table, read_label
+from crossearth_sar.data.files.readers import read_image, read_label_parts, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample
 from crossearth_sar.data.working_scale import described_sample
 from crossearth_sar.errors import InputError
@@ -66,7 +69,7 @@ class FolderScenes:
     def __init__(self, config: FolderConfig, *, check: bool = True) -> None:
         self.config = config
         self.classes = class_table(config.classes, config.palette)
-        self._labels = label_table(config.classes, config.label_values, config.label_palette)
+        self.labels = label_table(config.classes, config.label_values, config.label_palette)
         self._scenes = find_scenes(config)
         self._cache: OrderedDict[int, _Decoded] = OrderedDict()
         shapes = self._check() if check else None
@@ -99,6 +102,16 @@ class FolderScenes:
         image, mask, valid, pixel_m = self._load(self.scene_number(index))
         return described_sample(image, mask, valid, self.scene_name(index), pixel_m)
 
+    @property
+    def label_files(self) -> list[Path]:
+        """Those of the images that have one."""
+        return [scene.label for scene in self._scenes if scene.label is not None]
+
+    def label_values(self, index: int) -> Counter[int | float]:
+        """Raw values, or packed colours, of `label_files[index]`, and how many pixels each has."""
+        path = self.label_files[index]
+        return count_values(read_label_parts(path, expand_colors=self.labels.is_rgb), self.labels)
+
     def origin(self, index: int) -> Origin:
         """The files of the whole scene, whichever tile of it a sample is: see `sample.Origin`."""
         scene = self._scenes[self._windows[index][0]]
@@ -116,7 +129,7 @@ class FolderScenes:
                 self._cache.popitem(last=False)
         return loaded
 
-    def _decode(self, scene: Scene) -> _Decoded:
+    def _decode(self, scene: Scene, doubts: FillDoubts | None = None) -> _Decoded:
         config = self.config
         raw = read_image(
             scene.image,
@@ -124,14 +137,19 @@ class FolderScenes:
             nodata=config.nodata,
             bands=config.bands,
             array_key=config.array_key,
+            scale=config.scale,
+            offset=config.offset,
         )
+        if doubts is not None:
+            doubts.look(raw)
         _require_few_bands(scene, len(raw.values))  # here too, for a set opened without a check
-        image = to_amplitude(raw.values, config.values, valid=raw.valid, name=scene.image)
+        clip = config.clip_negative
+        image = to_amplitude(raw.values, config.values, valid=raw.valid, clip_negative=clip, name=scene.image)
         stated = (config.pixel_m, scene.pixel_m, raw.pixel_m)  # by the user, the index, the file
         pixel_m = next((metres for metres in stated if metres is not None), None)
         if scene.label is None:
             return _Decoded(image, np.full(image.shape[1:], IGNORE_INDEX, np.uint8), raw.valid, pixel_m)
-        mask = read_label(scene.label, self._labels)
+        mask = read_label(scene.label, self.labels, onto=raw.place)
         _require_same_size(scene, image.shape[1:], mask.shape)
         mask[~raw.valid] = IGNORE_INDEX
         return _Decoded(image, mask, raw.valid, pixel_m)
@@ -173,8 +191,9 @@ class FolderScenes:
                 )
             )
         whole = [s for s, shape in zip(self._scenes, shapes, strict=True) if shape is not None]
+        decode = partial(self._decode, doubts=FillDoubts("nodata: {} of the folder"))
         for i in evenly_spaced(len(whole), DECODED_CHECKS):
-            _collect(problems, self._decode, whole[i])
+            _collect(problems, decode, whole[i])
         if problems:
             raise_together(problems, f"dataset {self.config.root} of {len(self._scenes)} images")
         return [shape for shape in shapes if shape is not None]

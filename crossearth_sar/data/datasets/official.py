@@ -23,15 +23,18 @@ from crossearth_sar.data.datasets.spec import ComplexPart, DatasetSpec
 from crossearth_sar.data.datasets.splits import Split, draw_split, stored_split, train_share
 from crossearth_sar.data.datasets.tasks import Task, class_table
 from crossearth_sar.data.files.amplitude import to_amplitude
-from crossearth_sar.data.files.labels import decode_label, label_table
+from crossearth_sar.data.files.doubts import FillDoubts
+from crossearth_sar.data.files.georeference import label_flips
+from crossearth_sar.data.files.labels import decode_label_parts, label_table, read_label
 from crossearth_sar.data.files.readers import (
-    read_bands,
-    read_nodata,
+    RawImage,
+    Reading,
     read_pixel_m,
+    read_place,
     read_shape,
-    valid_pixels,
+    read_whole,
 )
-from crossearth_sar.data.files.windows import Window, read_window
+from crossearth_sar.data.files.windows import Window, read_image_window, read_label_window
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable, Origin, Sample
 from crossearth_sar.data.working_scale import described_sample
 from crossearth_sar.errors import InputError, nearest
@@ -101,6 +104,7 @@ class OfficialDataset:
             spec.label_palette if has_own else None,
         )
         self.notes: list[str] = []
+        self._doubts: FillDoubts | None = None
         folder = None if pseudo_labels is None else Path(pseudo_labels).expanduser()
         self._places = find_places(spec, self.domain, self.root, folder)
         self._samples = self._cut()
@@ -111,7 +115,9 @@ class OfficialDataset:
             kept = self._kept(names, part, splits_folder, seed)
             self._samples = [s for s, name in zip(self._samples, names, strict=True) if name in kept]
         if check:
+            self._doubts = FillDoubts("nodata: {} in the dataset's changes")
             self._check()
+            self._doubts = None
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -150,6 +156,7 @@ class OfficialDataset:
             _, height, width = read_shape(place.images[0], band_axis=spec.band_axis)
             if place.label is not None:
                 _require_equal(place, (height, width), read_shape(place.label)[1:])
+                _require_same_way(place.images[0], place.label)
             samples += [
                 (i, Window.of(rows, columns)) for rows, columns in sliding_windows(height, width, side, side)
             ]
@@ -213,12 +220,8 @@ class OfficialDataset:
         """The bands of every channel's file, (C, H, W) in their dtype; (H, W) bool, valid in all of them."""
         parts, valid = [], []
         for path in place.images:
-            axis = self.spec.band_axis
-            if window is None:
-                bands = read_bands(path, band_axis=axis)
-                self._require_size(bands, path)
-            else:
-                bands = read_window(path, window, band_axis=axis)
+            raw = self._read(path, window)
+            bands = raw.values
             if np.iscomplexobj(bands) != (self.spec.values == "complex"):
                 raise InputError(  # before channels are joined, which would make complex numbers of all
                     f"{path} is not {self.spec.values!r} as {self.spec.key} is declared",
@@ -226,12 +229,7 @@ class OfficialDataset:
                     expected="a complex dtype" if self.spec.values == "complex" else "a real dtype",
                     fix="correct values in the data file",
                 )
-            if self.spec.bands is not None:
-                if max(self.spec.bands) >= len(bands):
-                    raise InputError(f"{path} has no band {max(self.spec.bands)}", got=f"{len(bands)} bands")
-                bands = bands[list(self.spec.bands)]
-            nodata = read_nodata(path) if self.spec.nodata is None else self.spec.nodata
-            valid.append(valid_pixels(bands, nodata))
+            valid.append(raw.valid)
             parts.append(bands)
             if parts[0].shape != bands.shape:
                 raise InputError(
@@ -247,6 +245,23 @@ class OfficialDataset:
                 fix="choose some in the data file: bands: [0]",
             )
         return np.concatenate(parts), np.logical_and.reduce(valid)
+
+    def _read(self, path: Path, window: Window | None) -> RawImage:
+        """A file, or the window of it, as its row says."""
+        spec = self.spec
+        how: Reading = {
+            "band_axis": spec.band_axis,
+            "nodata": spec.nodata,
+            "bands": spec.bands,
+            "scale": spec.scale,
+            "offset": spec.offset,
+        }
+        raw = read_whole(path, **how) if window is None else read_image_window(path, window, **how)
+        if window is None:
+            self._require_size(raw.values, path)
+        if self._doubts is not None and raw.valid.any():
+            self._doubts.look(raw)
+        return raw
 
     def _require_size(self, bands: np.ndarray, path: Path) -> None:
         size = self.spec.scene_size
@@ -264,18 +279,18 @@ class OfficialDataset:
         if part != "amplitude" and np.iscomplexobj(values):
             component = np.abs(values.real if part == "real" else values.imag)
             return to_amplitude(component, "amplitude", valid=valid, name=name)
-        return to_amplitude(values, self.spec.values, valid=valid, name=name)
+        clip = self.spec.clip_negative
+        return to_amplitude(values, self.spec.values, valid=valid, clip_negative=clip, name=name)
 
     def _mask(self, place: Place, window: Window | None, shape: tuple[int, ...]) -> np.ndarray:
         if place.label is None:
             return np.full(shape, IGNORE_INDEX, np.uint8)
-        rgb = self._labels.is_rgb
         if window is None:
-            raw = read_bands(place.label, colormap="expand" if rgb else "index")
-            _require_equal(place, shape, raw.shape[1:])
-        else:
-            raw = read_window(place.label, window, expand_colors=rgb)
-        return self._lookup[decode_label(raw, self._labels, name=place.label)]
+            mask = read_label(place.label, self._labels, onto=read_place(place.images[0]))
+            _require_equal(place, shape, mask.shape)
+            return self._lookup[mask]
+        parts = read_label_window(place.label, window, expand_colors=self._labels.is_rgb)
+        return self._lookup[decode_label_parts(parts, self._labels, name=place.label)]
 
     def _check(self) -> None:
         chosen = evenly_spaced(len(self), DECODED_CHECKS)
@@ -299,6 +314,16 @@ class OfficialDataset:
                     ]
                 )
             )
+
+
+def _require_same_way(image: Path, label: Path) -> None:
+    """InputError where a label that is read in windows lies elsewhere than its image, or the other way up."""
+    if any(label_flips(read_place(image), read_place(label), f"{image} and {label}")):
+        raise InputError(
+            f"rows or columns of a label run against its image's: {image} and {label}",
+            expected="both north up, say",
+            fix="turn one of them (gdalwarp)",
+        )
 
 
 def _official_split(path: Path, units: list[str]) -> Split:

@@ -101,6 +101,12 @@ class DatasetSpec:
     """What the numbers in image files are."""
     nodata: float | None = None
     """The number of a pixel without a measurement; null: what the file says."""
+    scale: float | None = None
+    """Stored numbers are multiplied by it; null: by what a TIFF's metadata say."""
+    offset: float | None = None
+    """And this is added; null: what a TIFF's metadata say."""
+    clip_negative: bool = False
+    """Takes negative amplitudes or intensities, which noise subtraction leaves, for 0."""
     bands: tuple[int, ...] | None = None
     """Channels to take inside one file; null: all."""
     band_axis: BandAxis = "auto"

@@ -11,32 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from crossearth_sar.data.datasets.class_colors import colors_by_name
 from crossearth_sar.data.files.labels import IGNORE, RGB
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
 from crossearth_sar.errors import InputError, nearest
 
-DISTINCT_COLORS: tuple[RGB, ...] = (
-    (120, 120, 130),
-    (50, 110, 220),
-    (220, 60, 50),
-    (245, 210, 70),
-    (30, 120, 60),
-    (150, 200, 90),
-    (190, 150, 110),
-    (150, 80, 190),
-    (240, 140, 60),
-    (90, 200, 210),
-    (230, 130, 180),
-    (100, 70, 50),
-)
-"""Colours for a task that brings none."""
-
 
 def class_table(names: tuple[str, ...], palette: tuple[RGB, ...] | None = None) -> ClassTable:
-    """A ClassTable for `names`; without a palette, colours are taken from a fixed list in turn."""
-    if palette is None:
-        palette = tuple(DISTINCT_COLORS[i % len(DISTINCT_COLORS)] for i in range(len(names)))
-    return ClassTable(names=names, palette=palette)
+    """A ClassTable for `names`; without a palette, colours go by name (`class_colors`)."""
+    return ClassTable(names=names, palette=colors_by_name(names) if palette is None else palette)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,11 @@
 """Decoding one image file, or only its header, by its suffix; a damaged file is an error that names it.
 
 PNG, JPEG and BMP go through pillow, TIFF and GeoTIFF through tifffile, NPY and NPZ through numpy with
-pickling off. GDAL's nodata tag and the ground spacing are read from the TIFF itself, so no rasterio is
-needed. What this is not: an opinion on the axes or the values; `readers.py` says which axis holds the bands
-and which pixels are valid.
+pickling off. An alpha band, a transparent value and a mask beside the file (`NAME.msk`, as GDAL writes it)
+say which pixels are there and are no bands. What this is not: an opinion on the axes or the values;
+`readers.py` says which axis holds the bands and which pixels are valid.
+
+H W pixels.
 """
 
 from __future__ import annotations
@@ -12,19 +14,19 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-import tifffile
 from PIL import Image
 
-from crossearth_sar.data.files.georeference import tagged_pixel_m
+from crossearth_sar.data.files.stored import StoredImage, both_valid, split_alpha
+from crossearth_sar.data.files.tiff import read_mask_file, read_tiff
 from crossearth_sar.errors import InputError, nearest
 
-_GDAL_NODATA = 42113
 _DECODE_ERRORS = (
     OSError,
     ValueError,
@@ -42,25 +44,7 @@ _DECODE_ERRORS = (
     zlib.error,
     zipfile.BadZipFile,
     tokenize.TokenError,
-    Image.DecompressionBombError,
 )  # what pillow, tifffile, imagecodecs and numpy raise on damaged files, seen by damaging thousands
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """A file as stored: `values` is None after a look at the header alone.
-
-    sample_axis: the band axis where the format itself knows it, else None.
-    colormap: (N, 3) uint8 of a paletted file, else None.
-    pixel_m: metres per pixel on the ground, where a GeoTIFF's tags say so.
-    """
-
-    shape: tuple[int, ...]
-    values: np.ndarray | None
-    sample_axis: int | None = None
-    nodata: float | None = None
-    colormap: np.ndarray | None = None
-    pixel_m: float | None = None
 
 
 def read_stored(path: Path, array_key: str | None, *, decode: bool) -> StoredImage:
@@ -78,7 +62,7 @@ def read_stored(path: Path, array_key: str | None, *, decode: bool) -> StoredIma
             f"cannot read {path}", got="a folder" if path.is_dir() else "no such file", fix="correct the path"
         )
     try:
-        stored = read(path, array_key, decode)
+        stored = _masked_beside(read(path, array_key, decode), path)
     except InputError:
         raise
     except _DECODE_ERRORS as error:
@@ -116,10 +100,27 @@ def _checked(stored: StoredImage, path: Path) -> StoredImage:
     return stored
 
 
+def _masked_beside(stored: StoredImage, path: Path) -> StoredImage:
+    """With the mask that lies beside the file, where there is one and pixels were decoded."""
+    beside = path.with_name(f"{path.name}.msk")
+    if stored.values is None or not beside.is_file():
+        return stored
+    mask = read_mask_file(beside)
+    if mask.shape not in (stored.shape[:2], stored.shape[-2:]):
+        raise InputError(
+            f"the mask {beside} has another size than its image",
+            got=f"{mask.shape[0]} x {mask.shape[1]}, image {stored.shape}",
+            fix="make it anew, or remove it",
+        )
+    return replace(stored, valid=both_valid(stored.valid, mask))
+
+
 def _read_pillow(path: Path, array_key: str | None, decode: bool) -> StoredImage:
-    with Image.open(path) as image:
-        bands = len(image.getbands())
-        shape: tuple[int, ...] = (image.height, image.width) + ((bands,) if bands > 1 else ())
+    with _any_size(), Image.open(path) as image:
+        pixels, bound = image.width * image.height, max(1 << 28, 4096 * path.stat().st_size)
+        if pixels > bound:  # before anybody allocates it
+            raise ValueError(f"{pixels} pixels are promised, of {path.stat().st_size} bytes in the file")
+        bands, has_alpha = len(image.getbands()), image.getbands()[-1] == "A"
         raw_mode = str(image.tile[0][3]) if image.tile else ""
         if bands > 1 and "16" in raw_mode:
             raise InputError(
@@ -128,11 +129,13 @@ def _read_pillow(path: Path, array_key: str | None, decode: bool) -> StoredImage
                 expected="one band of 16 bits, or 8 bits",
                 fix="convert it to TIFF",
             )
+        left = bands - has_alpha
+        shape: tuple[int, ...] = (image.height, image.width) + ((left,) if left > 1 else ())
         if not decode and image.format != "BMP":
             image.verify()
             if image.format == "JPEG":
                 _require_jpeg_end(path)
-            return StoredImage(shape, None, 2 if bands > 1 else None)
+            return StoredImage(shape, None, 2 if left > 1 else None)
         image.load()
         colormap = None
         if image.mode == "P":
@@ -140,7 +143,34 @@ def _read_pillow(path: Path, array_key: str | None, decode: bool) -> StoredImage
             assert flat is not None
             colormap = np.array(flat, np.uint8).reshape(-1, 3)
         values = np.array(image)
-    return StoredImage(shape, values, 2 if bands > 1 else None, None, colormap)
+        valid = _not_transparent(values, image.info.get("transparency"))
+    if has_alpha:
+        values, valid = split_alpha(values, 2, bands - 1, path)
+    return StoredImage(shape, values, 2 if left > 1 else None, None, colormap, valid=valid)
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Pillow without its limit of 179 million pixels, fewer than a strip has; ours goes by the file."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _not_transparent(
+    values: np.ndarray, transparent: int | tuple[int, ...] | bytes | None
+) -> np.ndarray | None:
+    """(H, W) bool of a PNG that calls a grey value, a colour or entries of its colour table transparent."""
+    if transparent is None:
+        return None
+    if isinstance(transparent, bytes):  # the alpha of each entry, those of the rest are opaque
+        opaque = np.ones(256, bool)
+        opaque[: len(transparent)] = np.frombuffer(transparent, np.uint8) != 0
+        return opaque[values]
+    different = values != np.array(transparent)
+    return np.asarray(different.any(-1) if different.ndim == 3 else different)
 
 
 def _require_jpeg_end(path: Path) -> None:
@@ -152,66 +182,7 @@ def _require_jpeg_end(path: Path) -> None:
 
 
 def _read_tiff(path: Path, array_key: str | None, decode: bool) -> StoredImage:
-    with tifffile.TiffFile(path) as tiff:
-        series, page = tiff.series[0], tiff.series[0].keyframe
-        _require_tiff_whole(tiff, series, path)
-        axes = series.axes
-        sample_axis = axes.index("S") if len(axes) == 3 and axes.count("S") == 1 else None
-        if len(series.shape) == 3 and sample_axis == 1:
-            raise InputError(
-                f"{path} has its bands between the rows and the columns",
-                got=f"axes {axes}",
-                expected="bands first or last",
-                fix="write it as a common GeoTIFF",
-            )
-        colormap = None
-        is_paletted = page.photometric == tifffile.PHOTOMETRIC.PALETTE and len(series.shape) == 2
-        if is_paletted and page.colormap is not None:
-            colormap = (np.asarray(page.colormap).T // 257).astype(np.uint8)
-        values = series.asarray() if decode else None
-        if values is not None and values.shape != tuple(series.shape):
-            raise ValueError(f"decoded to {values.shape} where the header says {series.shape}")
-        nodata, pixel_m = _gdal_nodata(page, path), tagged_pixel_m(page)
-        return StoredImage(tuple(series.shape), values, sample_axis, nodata, colormap, pixel_m)
-
-
-def _require_tiff_whole(tiff: Any, series: Any, path: Path) -> None:
-    """Every strip or tile the header lists, and the whole chain of pages, must lie inside the file."""
-    size = path.stat().st_size
-    if series.nbytes > max(1 << 28, 4096 * size):  # before anybody allocates it
-        raise ValueError(f"{series.nbytes} bytes of pixels are promised, of {size} in the file")
-    end = 0
-    if series.dataoffset is not None:
-        end = series.dataoffset + series.nbytes
-    for page in series.pages:
-        if page is not None:
-            end = max([end, *(o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False))])
-    if end > size:
-        raise EOFError(f"pixels up to byte {end} are promised, the file ends at {size}")
-    layout, last = tiff.tiff, tiff.pages[len(tiff.pages) - 1]
-    file = tiff.filehandle
-    file.seek(last.offset)
-    (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
-    file.seek(last.offset + layout.tagnosize + tags * layout.tagsize)
-    (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
-    if following >= size:  # tifffile logs this and goes on with fewer pages, that is, bands
-        raise EOFError(f"a further page is promised at byte {following}, the file ends at {size}")
-
-
-def _gdal_nodata(page: Any, path: Path) -> float | None:
-    tag = page.tags.get(_GDAL_NODATA)
-    if tag is None:
-        return None
-    text = str(tag.value).strip("\0 ")
-    try:
-        return float(text)
-    except ValueError as error:
-        raise InputError(
-            f"{path} has a nodata tag that is no number",
-            got=repr(text),
-            expected="a number or nan",
-            fix="mend it: gdal_edit.py -a_nodata <number> <file>, or -unsetnodata",
-        ) from error
+    return read_tiff(path, decode=decode)
 
 
 def _read_npy(path: Path, array_key: str | None, decode: bool) -> StoredImage:

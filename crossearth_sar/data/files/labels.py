@@ -8,13 +8,15 @@ C bands, H W pixels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from crossearth_sar.data.files.readers import read_bands
+from crossearth_sar.data.files.georeference import Place, label_flips
+from crossearth_sar.data.files.readers import LabelParts, read_label_parts
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.errors import InputError, nearest
 
@@ -42,7 +44,7 @@ class LabelTable:
     def describe(self) -> str:
         """`0 (other), 1 (water), -1 (ignore)`, for messages."""
         pairs = zip(self.codes, self.names, strict=True)
-        return ", ".join(f"{_show(code, self.is_rgb)} ({name})" for code, name in pairs)
+        return ", ".join(f"{show_code(code, self.is_rgb)} ({name})" for code, name in pairs)
 
 
 def label_table(
@@ -107,29 +109,48 @@ def _palette_pairs(palette: Mapping[str, RGB | Sequence[RGB]]) -> list[tuple[int
     if repeated:
         raise InputError(
             "label_palette has a colour twice",
-            got=", ".join(_show(code, True) for code in sorted(repeated)),
+            got=", ".join(show_code(code, True) for code in sorted(repeated)),
             expected="each colour once",
         )
     return pairs
 
 
-def read_label(path: str | Path, table: LabelTable) -> np.ndarray:
+def read_label(path: str | Path, table: LabelTable, *, onto: Place | None = None) -> np.ndarray:
     """The label file at `path` as (H, W) uint8 class indices, IGNORE_INDEX where nothing is to be learned.
 
+    Args:
+        onto: where its image lies; a label whose rows or columns run the other way is turned onto it.
+
     Raises:
-        InputError: the file cannot be read, has the wrong number of bands, or holds a value the table
-            does not know; the message counts its pixels.
+        InputError: the file cannot be read, has the wrong number of bands, holds a value the table does not
+            know (the message counts its pixels), or lies elsewhere than its image.
     """
-    bands = read_bands(path, colormap="expand" if table.is_rgb else "index")
-    return decode_label(bands, table, name=path)
+    parts = read_label_parts(path, expand_colors=table.is_rgb)
+    mask = decode_label_parts(parts, table, name=path)
+    rows, columns = label_flips(onto, parts.place, path)
+    mask = mask[::-1] if rows else mask
+    return np.ascontiguousarray(mask[:, ::-1] if columns else mask)
 
 
-def decode_label(values: np.ndarray, table: LabelTable, *, name: object = "label") -> np.ndarray:
-    """(H, W) uint8 class indices of raw labels (C, H, W), C = 1 for values and 3, or 4 with alpha, for RGB.
+def decode_label_parts(parts: LabelParts, table: LabelTable, *, name: object) -> np.ndarray:
+    """`decode_label` of a file or a part of one; what is transparent or masked in it is IGNORE_INDEX, and so
+    is its nodata value where the table knows no such value. Raises InputError as `read_label` does."""
+    labelled, values = parts.labelled, parts.values
+    if parts.nodata is not None and not table.is_rgb and parts.nodata not in table.codes and len(values) == 1:
+        named = values[0] != parts.nodata
+        labelled = named if labelled is None else labelled & named
+    return decode_label(values, table, name=name, labelled=labelled)
 
-    NaN in a label of floats is IGNORE_INDEX. Raises InputError as `read_label` does.
+
+def decode_label(
+    values: np.ndarray, table: LabelTable, *, name: object = "label", labelled: np.ndarray | None = None
+) -> np.ndarray:
+    """(H, W) uint8 class indices of raw labels (C, H, W), C = 1 for values and 3 for RGB.
+
+    NaN in a label of floats is IGNORE_INDEX, and so is what is not `labelled`, (H, W) bool. Raises InputError
+    as `read_label` does.
     """
-    if len(values) not in ((3, 4) if table.is_rgb else (1,)):
+    if len(values) != (3 if table.is_rgb else 1):
         raise InputError(
             f"label {name} has {len(values)} bands",
             expected="an RGB image" if table.is_rgb else "one band of class values",
@@ -138,7 +159,7 @@ def decode_label(values: np.ndarray, table: LabelTable, *, name: object = "label
             else "for an RGB label declare label_palette",
         )
     if table.is_rgb:
-        red, green, blue = values[:3].astype(np.int64)
+        red, green, blue = values.astype(np.int64)
         raw = (red << 16) | (green << 8) | blue
     else:
         raw = values[0]
@@ -146,19 +167,34 @@ def decode_label(values: np.ndarray, table: LabelTable, *, name: object = "label
     position = np.minimum(np.searchsorted(codes, raw), len(codes) - 1)
     known = codes[position] == raw
     mask = np.array(table.indices, dtype=np.uint8)[position]
-    if raw.dtype.kind == "f":
-        missing = np.isnan(raw)
-        mask[missing] = IGNORE_INDEX
-        known |= missing
+    for missing in (
+        np.isnan(raw) if raw.dtype.kind == "f" else None,
+        None if labelled is None else ~labelled,
+    ):
+        if missing is not None:
+            mask[missing] = IGNORE_INDEX
+            known |= missing
     if not known.all():
         _refuse_unknown(raw[~known], table, name)
     return mask
 
 
+def count_values(parts: LabelParts, table: LabelTable) -> Counter[int | float]:
+    """How many pixels each raw value, or packed colour, has; those without a label are left out."""
+    values = parts.values.astype(np.int64) if table.is_rgb else parts.values
+    raw = (values[0] << 16) | (values[1] << 8) | values[2] if table.is_rgb else values[0]
+    raw = raw.ravel() if parts.labelled is None else raw[parts.labelled]
+    raw = raw[~np.isnan(raw)] if raw.dtype.kind == "f" else raw
+    if raw.dtype == np.uint8:  # counting is much faster than sorting
+        return Counter({i: int(n) for i, n in enumerate(np.bincount(raw, minlength=1)) if n})
+    found, counts = np.unique(raw, return_counts=True)
+    return Counter(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+
 def _refuse_unknown(unknown: np.ndarray, table: LabelTable, name: object) -> None:
     found, counts = np.unique(unknown, return_counts=True)
     order = np.argsort(-counts)
-    shown = [f"{_show(found[i], table.is_rgb)} ({counts[i]} pixels)" for i in order[:5]]
+    shown = [f"{show_code(found[i], table.is_rgb)} ({counts[i]} pixels)" for i in order[:5]]
     if len(found) > 5:
         shown.append(f"and {len(found) - 5} more")
     where = "label_palette" if table.is_rgb else "label_values"
@@ -186,5 +222,6 @@ def _pack(color: RGB) -> int:
     return color[0] << 16 | color[1] << 8 | color[2]
 
 
-def _show(code: int | float, is_rgb: bool) -> str:
+def show_code(code: int | float, is_rgb: bool) -> str:
+    """A raw value, or a packed colour, as the settings write it."""
     return f"[{int(code) >> 16}, {int(code) >> 8 & 255}, {int(code) & 255}]" if is_rgb else f"{code:g}"

@@ -11,19 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
-from crossearth_sar.data.files.readers import (
-    BandAxis,
-    RawImage,
-    read_image,
-    read_nodata,
-    read_pixel_m,
-    read_shape,
-    valid_pixels,
-)
-from crossearth_sar.data.files.windows import Window, block_rows, read_window
+from crossearth_sar.data.files.readers import RawImage, Reading, read_image, read_pixel_m, read_shape
+from crossearth_sar.data.files.windows import Window, block_rows, read_image_window
 
 WHOLE_BELOW = 1 << 22
 """An image of fewer pixels is read whole."""
@@ -42,9 +35,7 @@ class ImageOnDisk:
     path: Path
     size: tuple[int, int]
     pixel_m: float | None
-    nodata: float | None
-    bands: tuple[int, ...] | None
-    band_axis: BandAxis
+    how: Reading
     step: int
     _blocks: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
@@ -69,19 +60,12 @@ class ImageOnDisk:
     def _read(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         top = block * self.step
         window = Window(top, 0, min(self.step, self.size[0] - top), self.size[1])
-        values = read_window(self.path, window, band_axis=self.band_axis)
-        if self.bands is not None:
-            values = values[list(self.bands)]
-        return values, valid_pixels(values, self.nodata)
+        part = read_image_window(self.path, window, **self.how)
+        return part.values, part.valid
 
 
 def open_image(
-    path: str | Path,
-    *,
-    band_axis: BandAxis = "auto",
-    nodata: float | None = None,
-    bands: tuple[int, ...] | None = None,
-    array_key: str | None = None,
+    path: str | Path, *, array_key: str | None = None, **how: Unpack[Reading]
 ) -> RawImage | ImageOnDisk:
     """`readers.read_image`, which stays on disk where it is large and its format lets it.
 
@@ -89,12 +73,11 @@ def open_image(
         InputError: as `read_image`, save that damage and missing valid pixels of an image on disk are found
             when its rows are read.
     """
-    path = Path(path)
+    path, bands, band_axis = Path(path), how.get("bands"), how.get("band_axis", "auto")
     count, height, width = read_shape(path, band_axis=band_axis, array_key=array_key)
     fits = bands is None or (bands and all(0 <= band < count for band in bands))
     least = block_rows(path, band_axis=band_axis) if fits and height * width >= WHOLE_BELOW else None
     if least is None:
-        return read_image(path, band_axis=band_axis, nodata=nodata, bands=bands, array_key=array_key)
-    nodata = read_nodata(path) if nodata is None else nodata
+        return read_image(path, array_key=array_key, **how)
     step = least * max(1, BLOCK_PIXELS // (least * width * count))
-    return ImageOnDisk(path, (height, width), read_pixel_m(path), nodata, bands, band_axis, step)
+    return ImageOnDisk(path, (height, width), read_pixel_m(path), how, step)

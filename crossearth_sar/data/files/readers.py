@@ -10,13 +10,16 @@ C bands, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
-from crossearth_sar.data.files.formats import StoredImage, read_stored
+from crossearth_sar.data.files.formats import read_stored
+from crossearth_sar.data.files.georeference import Place
+from crossearth_sar.data.files.stored import StoredImage
 from crossearth_sar.errors import InputError
 
 BandAxis = Literal["auto", "first", "last"]
@@ -29,16 +32,19 @@ MAX_AUTO_BANDS = 16
 class RawImage:
     """A decoded file before its values mean anything.
 
-    values: (C, H, W) in the file's own dtype, real or complex.
-    valid: (H, W) bool; False where any kept band is NaN, infinite or the nodata value.
+    values: (C, H, W), real or complex; in the file's own dtype, or float where it has a scale or an offset.
+    valid: (H, W) bool; False where any kept band is NaN, infinite or the nodata value, and where the file's
+        alpha, mask or empty tiles say that nothing is there.
     path: where it came from, for messages.
     pixel_m: metres per pixel on the ground, where the file's tags say so.
+    place: where a GeoTIFF's tags put it.
     """
 
     values: np.ndarray
     valid: np.ndarray
     path: Path
     pixel_m: float | None = None
+    place: Place | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,6 +56,26 @@ class RawImage:
         return self.values[:, rows], self.valid[rows]
 
 
+class Reading(TypedDict, total=False):
+    """How a file is read, beside its path: the arguments of `read_image` that windows have too."""
+
+    band_axis: BandAxis
+    nodata: float | None
+    bands: tuple[int, ...] | None
+    scale: float | None
+    offset: float | None
+
+
+class LabelParts(NamedTuple):
+    """values: (C, H, W) as stored. labelled: (H, W) bool by alpha or mask, None: everywhere. nodata: the
+    number that the file says stands for nothing. place: where a GeoTIFF's tags put it."""
+
+    values: np.ndarray
+    labelled: np.ndarray | None
+    nodata: float | None
+    place: Place | None
+
+
 def read_image(
     path: str | Path,
     *,
@@ -57,36 +83,83 @@ def read_image(
     nodata: float | None = None,
     bands: tuple[int, ...] | None = None,
     array_key: str | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
 ) -> RawImage:
     """Reads an image file into (C, H, W) with a mask of its valid pixels.
 
     Args:
         path: .png .jpg .jpeg .bmp .tif .tiff .npy or .npz. Of a TIFF the first image series is read (its
-            overviews and masks are not). A grey colour table is applied, a coloured one refused.
+            overviews are not). A grey colour table is applied, a coloured one refused. An alpha band is no
+            band: it says which pixels are valid, and so do a mask in the file or beside it (`NAME.msk`).
         band_axis: where the bands are in a file of three axes. "auto" takes what a TIFF says of its
-            samples per pixel; where the file says nothing, the first or the last axis if it is at most 16
-            long and the other two are at least twice as long.
-        nodata: the value of pixels without a measurement, over what GDAL's tag in a TIFF says; for
+            samples per pixel; where the file says nothing, the first or the last axis if it alone is at most
+            16 long and the other two are at least twice as long.
+        nodata: the stored value of pixels without a measurement, over what GDAL's tag in a TIFF says; for
             complex values its real part, with an imaginary part of 0 or the same.
         bands: indices from 0 of the bands to keep, in this order; None keeps all.
         array_key: which array of an .npz; needed where it holds several.
+        scale, offset: values are the stored numbers times scale plus offset; over what GDAL's metadata tag in
+            a TIFF says, band by band.
 
     Raises:
         InputError: the file is missing, truncated, of no supported kind, not numeric; its band axis is
             ambiguous; a band does not exist; or no pixel of it is valid.
     """
-    path = Path(path)
-    stored = read_stored(path, array_key, decode=True)
-    values = _pick_bands(_colormap_to_grey(stored, path), stored, band_axis, bands, path)
-    valid = valid_pixels(values, stored.nodata if nodata is None else nodata)
-    if not valid.any():
+    raw = read_whole(
+        path,
+        band_axis=band_axis,
+        nodata=nodata,
+        bands=bands,
+        array_key=array_key,
+        scale=scale,
+        offset=offset,
+    )
+    if not raw.valid.any():
         raise InputError(
-            f"{path} has no valid pixel",
-            got=f"{valid.size} pixels, all NaN, infinite or nodata",
+            f"{raw.path} has no valid pixel",
+            got=f"{raw.valid.size} pixels, all NaN, infinite, nodata or masked",
             expected="at least one measured pixel",
             fix="leave this file out, or correct the nodata value",
         )
-    return RawImage(values, valid, path, stored.pixel_m)
+    return raw
+
+
+def read_whole(path: str | Path, *, array_key: str | None = None, **how: Unpack[Reading]) -> RawImage:
+    """`read_image` of a file that may have no valid pixel, as a patch of a scene may."""
+    return raw_image(read_stored(Path(path), array_key, decode=True), Path(path), **how)
+
+
+def raw_image(stored: StoredImage, path: Path, **how: Unpack[Reading]) -> RawImage:
+    """What `read_image` makes of a decoded file, or of a rectangle of one, which may have no valid pixel."""
+    bands, nodata = how.get("bands"), how.get("nodata")
+    values = _pick_bands(_colormap_to_grey(stored, path), stored, how.get("band_axis", "auto"), bands, path)
+    valid = valid_pixels(values, stored.nodata if nodata is None else nodata)
+    if stored.valid is not None:
+        valid &= stored.valid
+    pairs = stored.scales if bands is None or stored.scales is None else [stored.scales[b] for b in bands]
+    values = _scaled(values, pairs, how.get("scale"), how.get("offset"))
+    return RawImage(values, valid, path, stored.pixel_m, stored.place)
+
+
+def _scaled(
+    values: np.ndarray,
+    tagged: Sequence[tuple[float, float]] | None,
+    scale: float | None,
+    offset: float | None,
+) -> np.ndarray:
+    """Stored numbers times scale plus offset, in a type of floats; as they are where neither is known."""
+    if tagged is None and scale is None and offset is None:
+        return values
+    pairs = tagged if tagged is not None and len(tagged) == len(values) else [(1.0, 0.0)] * len(values)
+    factors = np.array([pair[0] if scale is None else scale for pair in pairs])
+    terms = np.array([pair[1] if offset is None else offset for pair in pairs])
+    kind = np.result_type(values, np.float32)
+    factors, terms = (each.astype(kind)[:, None, None] for each in (factors, terms))
+    scaled = values.astype(kind)
+    scaled *= factors
+    scaled += terms
+    return scaled
 
 
 def read_bands(
@@ -109,6 +182,25 @@ def read_bands(
     return _pick_bands(stored.values, stored, band_axis, None, path)
 
 
+def read_label_parts(path: str | Path, *, expand_colors: bool = False) -> LabelParts:
+    """A label file's numbers, or its colours, and what it says of pixels without a label.
+
+    Raises InputError as `read_bands` does.
+    """
+    return label_parts(read_stored(Path(path), None, decode=True), Path(path), expand_colors=expand_colors)
+
+
+def label_parts(stored: StoredImage, path: Path, *, expand_colors: bool) -> LabelParts:
+    """What `read_label_parts` makes of a decoded file, or of a rectangle of one."""
+    assert stored.values is not None
+    if stored.colormap is None:
+        values = _pick_bands(stored.values, stored, "auto", None, path)
+        return LabelParts(values, stored.valid, stored.nodata, stored.place)
+    # which entries of a colour table are drawn transparent says nothing of what they stand for
+    colors = _apply_colormap(stored, path) if expand_colors else stored.values[..., None]
+    return LabelParts(np.moveaxis(colors, -1, 0), None, stored.nodata, stored.place)
+
+
 def read_shape(
     path: str | Path, *, band_axis: BandAxis = "auto", array_key: str | None = None
 ) -> tuple[int, int, int]:
@@ -122,14 +214,9 @@ def read_shape(
     stored = read_stored(path, array_key, decode=False)
     if len(stored.shape) == 2:
         return 1, stored.shape[0], stored.shape[1]
-    axis = _band_axis(stored, band_axis, path)
+    axis = stored_band_axis(stored, band_axis, path)
     height, width = (n for i, n in enumerate(stored.shape) if i != axis)
     return stored.shape[axis], height, width
-
-
-def read_nodata(path: str | Path) -> float | None:
-    """What GDAL's tag in a TIFF says stands for pixels without a measurement; None for other files."""
-    return read_stored(Path(path), None, decode=False).nodata
 
 
 def read_pixel_m(path: str | Path) -> float | None:
@@ -137,6 +224,13 @@ def read_pixel_m(path: str | Path) -> float | None:
     path = Path(path)
     is_tiff = path.suffix.lower() in (".tif", ".tiff")
     return read_stored(path, None, decode=False).pixel_m if is_tiff else None
+
+
+def read_place(path: str | Path) -> Place | None:
+    """Where a GeoTIFF's tags put it; None for other files and where they do not say."""
+    path = Path(path)
+    is_tiff = path.suffix.lower() in (".tif", ".tiff")
+    return read_stored(path, None, decode=False).place if is_tiff else None
 
 
 def valid_pixels(values: np.ndarray, nodata: float | None) -> np.ndarray:
@@ -158,7 +252,11 @@ def valid_pixels(values: np.ndarray, nodata: float | None) -> np.ndarray:
 def _pick_bands(
     values: np.ndarray, stored: StoredImage, band_axis: BandAxis, bands: tuple[int, ...] | None, path: Path
 ) -> np.ndarray:
-    values = values[None] if values.ndim == 2 else np.moveaxis(values, _band_axis(stored, band_axis, path), 0)
+    values = (
+        values[None]
+        if values.ndim == 2
+        else np.moveaxis(values, stored_band_axis(stored, band_axis, path), 0)
+    )
     if bands is None:
         return np.ascontiguousarray(values)
     outside = [b for b in bands if not 0 <= b < len(values)]
@@ -172,24 +270,20 @@ def _pick_bands(
     return np.ascontiguousarray(values[list(bands)])
 
 
-def _band_axis(stored: StoredImage, band_axis: BandAxis, path: Path) -> int:
+def stored_band_axis(stored: StoredImage, band_axis: BandAxis, path: Path) -> int:
+    """Which axis of a file with three holds the bands; InputError where nobody says and none stands out."""
     shape = stored.shape
     if band_axis != "auto":
         return 0 if band_axis == "first" else 2
     if stored.sample_axis is not None:
         return stored.sample_axis
-    fits = [
-        axis
-        for axis in (0, 2)
-        if shape[axis] <= MAX_AUTO_BANDS
-        and all(2 * shape[axis] <= n for i, n in enumerate(shape) if i != axis)
-    ]
-    if len(fits) == 1:
-        return fits[0]
+    short = [axis for axis in (0, 2) if shape[axis] <= MAX_AUTO_BANDS]
+    if len(short) == 1 and all(2 * shape[short[0]] <= n for i, n in enumerate(shape) if i != short[0]):
+        return short[0]
     raise InputError(
         f"cannot tell which axis of {path} holds the bands",
         got=f"shape {shape}",
-        expected=f"one axis of at most {MAX_AUTO_BANDS}, the others at least twice as long",
+        expected=f"one outer axis of at most {MAX_AUTO_BANDS}, the others at least twice as long",
         fix="say band_axis: first or band_axis: last",
     )
 

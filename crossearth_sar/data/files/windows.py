@@ -9,15 +9,27 @@ C bands, H W pixels, h w pixels of the rectangle.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import tifffile
 
-from crossearth_sar.data.files.readers import BandAxis, read_bands, read_shape
+from crossearth_sar.data.files.formats import read_stored
+from crossearth_sar.data.files.georeference import tagged_pixel_m
+from crossearth_sar.data.files.readers import (
+    BandAxis,
+    LabelParts,
+    RawImage,
+    Reading,
+    label_parts,
+    raw_image,
+    read_shape,
+    stored_band_axis,
+)
+from crossearth_sar.data.files.stored import StoredImage, both_valid, split_alpha
+from crossearth_sar.data.files.tiff import alpha_sample, gdal_nodata, gdal_scales, mask_page, segment_grid
 from crossearth_sar.errors import InputError
 
 
@@ -40,42 +52,55 @@ class Window:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
-def read_window(
-    path: str | Path, window: Window, *, band_axis: BandAxis = "auto", expand_colors: bool = False
-) -> np.ndarray:
-    """(C, h, w) numbers of the file at `path`, in its own dtype.
-
-    Args:
-        band_axis: as in `readers.read_image`.
-        expand_colors: whether a paletted file gives its colours, as `readers.read_bands` with "expand".
+def read_image_window(path: str | Path, window: Window, **how: Unpack[Reading]) -> RawImage:
+    """The rectangle as `readers.read_image` reads whole files; its place is not known, nor need it be valid.
 
     Raises:
-        InputError: the file cannot be read, or the rectangle reaches beyond it.
+        InputError: the file cannot be read, a band does not exist, or the rectangle reaches beyond it.
     """
-    path = Path(path)
+    stored = stored_window(Path(path), window, how.get("band_axis", "auto"))
+    if stored.sample_axis is not None:
+        how = {**how, "band_axis": "auto"}
+    return raw_image(stored, Path(path), **how)
+
+
+def read_label_window(path: str | Path, window: Window, *, expand_colors: bool = False) -> LabelParts:
+    """The rectangle as `readers.read_label_parts` reads whole files; errors as in `read_image_window`."""
+    return label_parts(stored_window(Path(path), window), Path(path), expand_colors=expand_colors)
+
+
+def stored_window(path: Path, window: Window, band_axis: BandAxis = "auto") -> StoredImage:
+    """What `formats.read_stored` gives of the rectangle alone; errors as in `read_image_window`."""
     bands, height, width = read_shape(path, band_axis=band_axis)  # finds truncated files, too
     inside = 0 <= window.top <= height - window.height and 0 <= window.left <= width - window.width
     if not inside:
         raise InputError(
             f"{path} is smaller than the part to read", got=f"{height} x {width}", expected=window
         )
-    values = None
-    if path.suffix.lower() in (".tif", ".tiff") and band_axis == "auto":
-        values = _tiff_window(path, window)
+    stored = None
+    if _is_read_in_parts(path, band_axis):
+        stored = _tiff_window(path, window)
     elif path.suffix.lower() == ".npy":
-        values = _npy_window(path, window, (bands, height, width))
-    if values is not None:
-        return values
+        stored = _npy_window(path, window, (bands, height, width))
+    return _cut(read_stored(path, None, decode=True), path, window, band_axis) if stored is None else stored
+
+
+def _cut(stored: StoredImage, path: Path, window: Window, band_axis: BandAxis) -> StoredImage:
+    assert stored.values is not None
     rows, columns = window.slices
-    whole = read_bands(path, colormap="expand" if expand_colors else "index", band_axis=band_axis)
-    return np.ascontiguousarray(whole[:, rows, columns])
+    values, axis = stored.values, stored.sample_axis
+    if values.ndim == 3:
+        values, axis = np.moveaxis(values, stored_band_axis(stored, band_axis, path), 0), 0
+    values = values[..., rows, columns]
+    valid = None if stored.valid is None else stored.valid[rows, columns]
+    return replace(stored, shape=values.shape, values=values, sample_axis=axis, valid=valid, place=None)
 
 
 def block_rows(path: Path, *, band_axis: BandAxis = "auto") -> int | None:
-    """How many rows of a file `read_window` decodes at least; None where that is all of them."""
+    """How many rows of a file `read_image_window` decodes at least; None where that is all of them."""
     if path.suffix.lower() == ".npy":
         return 1
-    if path.suffix.lower() not in (".tif", ".tiff") or band_axis != "auto":
+    if not _is_read_in_parts(path, band_axis):
         return None
     with tifffile.TiffFile(path) as tiff:
         series, page = tiff.series[0], tiff.series[0].keyframe
@@ -87,28 +112,34 @@ def block_rows(path: Path, *, band_axis: BandAxis = "auto") -> int | None:
         return rows if rows < page.imagelength else None
 
 
-def _npy_window(path: Path, window: Window, shape: tuple[int, int, int]) -> np.ndarray:
+def _is_read_in_parts(path: Path, band_axis: BandAxis) -> bool:
+    is_masked_beside = path.with_name(f"{path.name}.msk").is_file()
+    return path.suffix.lower() in (".tif", ".tiff") and band_axis == "auto" and not is_masked_beside
+
+
+def _npy_window(path: Path, window: Window, shape: tuple[int, int, int]) -> StoredImage:
     mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     rows, columns = window.slices
     if mapped.ndim == 2:
-        return np.array(mapped[rows, columns])[None]
-    if mapped.shape == shape:  # where both axes would fit, read_shape asked which it is
-        return np.array(mapped[:, rows, columns])
-    return np.ascontiguousarray(np.moveaxis(mapped[rows, columns], -1, 0))
+        values, axis = np.array(mapped[rows, columns]), None
+    elif mapped.shape == shape:  # where both axes would fit, read_shape asked which it is
+        values, axis = np.array(mapped[:, rows, columns]), 0
+    else:
+        values, axis = np.ascontiguousarray(np.moveaxis(mapped[rows, columns], -1, 0)), 0
+    return StoredImage(values.shape, values, axis)
 
 
-def _tiff_window(path: Path, window: Window) -> np.ndarray | None:
+def _tiff_window(path: Path, window: Window) -> StoredImage | None:
     """None where the file is not one plain image: several pages, a colour table, or a small one."""
     with tifffile.TiffFile(path) as tiff:
         series, page = tiff.series[0], tiff.series[0].keyframe
         whole = (window.height, window.width) == (page.imagelength, page.imagewidth)
         if not _is_plain(series, page) or whole:
             return None
-        if page.is_memmappable:
-            mapped = tifffile.memmap(path, mode="r")
-            return _bands_first(mapped, page.axes, window)
         try:
-            return _decode_segments(tiff, page, window)
+            return _plain_window(tiff, page, path, window)
+        except InputError:
+            raise
         except (ValueError, RuntimeError, OSError, TypeError, IndexError) as error:
             raise InputError(
                 f"cannot read {path}",
@@ -126,6 +157,27 @@ def _is_plain(series: Any, page: Any) -> bool:
     )
 
 
+def _plain_window(tiff: Any, page: Any, path: Path, window: Window) -> StoredImage:
+    if page.is_memmappable:
+        values, valid = _bands_first(tifffile.memmap(path, mode="r"), page.axes, window), None
+    else:
+        values, valid = _decode_segments(tiff, page, window)
+    alpha = alpha_sample(page)
+    if alpha is not None:
+        values, seen = split_alpha(values, 0, alpha, path)
+        valid = both_valid(valid, seen)
+    mask = mask_page(tiff, page)
+    if mask is not None:
+        valid = both_valid(valid, _decode_segments(tiff, mask, window)[0][0] != 0)
+    axis = 0 if values.ndim == 3 else None
+    if values.ndim == 3 and len(values) == 1:
+        values, axis = values[0], None
+    nodata, scales = gdal_nodata(page, path), gdal_scales(page)
+    return StoredImage(
+        values.shape, values, axis, nodata, pixel_m=tagged_pixel_m(page), valid=valid, scales=scales
+    )
+
+
 def _bands_first(values: np.ndarray, axes: str, window: Window) -> np.ndarray:
     rows, columns = window.slices
     if axes == "YX":
@@ -135,36 +187,33 @@ def _bands_first(values: np.ndarray, axes: str, window: Window) -> np.ndarray:
     return np.array(values[:, rows, columns])
 
 
-def _decode_segments(tiff: Any, page: Any, window: Window) -> np.ndarray:
-    """The strips or tiles under the window, each decoded once."""
-    side_h = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
-    side_w = page.tilewidth if page.is_tiled else page.imagewidth
-    across, down = math.ceil(page.imagewidth / side_w), math.ceil(page.imagelength / side_h)
-    bands = page.samplesperpixel
-    planes = bands if page.axes == "SYX" else 1
-    out = np.zeros((bands, window.height, window.width), page.dtype)
+def _decode_segments(tiff: Any, page: Any, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+    """The strips or tiles under the window, each decoded once: (C, h, w), and (h, w) False in those that a
+    sparse file does not store."""
+    planes, down, across, side_h, side_w = segment_grid(page)
+    out = np.zeros((page.samplesperpixel, window.height, window.width), page.dtype)
+    valid: np.ndarray | None = None
     bottom, right = window.top + window.height, window.left + window.width
     for plane in range(planes):
-        for i in range(window.top // side_h, math.ceil(bottom / side_h)):
-            for j in range(window.left // side_w, math.ceil(right / side_w)):
+        for i in range(window.top // side_h, -(-bottom // side_h)):
+            for j in range(window.left // side_w, -(-right // side_w)):
                 index = (plane * down + i) * across + j
+                top, left = max(window.top, i * side_h), max(window.left, j * side_w)
+                below, beyond = min(bottom, (i + 1) * side_h), min(right, (j + 1) * side_w)
+                here = (
+                    slice(top - window.top, below - window.top),
+                    slice(left - window.left, beyond - window.left),
+                )
+                if not page.databytecounts[index]:
+                    valid = np.ones((window.height, window.width), bool) if valid is None else valid
+                    valid[here] = False
+                    continue
                 tiff.filehandle.seek(page.dataoffsets[index])
                 data = tiff.filehandle.read(page.databytecounts[index])
                 segment = page.decode(data, index, jpegtables=page.jpegtables)[0]
-                if segment is None:
-                    continue  # a sparse file's empty tile
                 part = np.moveaxis(segment[0], -1, 0)  # (depth, h, w, samples) -> (samples, h, w)
-                top, left = max(window.top, i * side_h), max(window.left, j * side_w)
-                height = min(bottom, i * side_h + part.shape[1]) - top
-                width = min(right, j * side_w + part.shape[2]) - left
                 target = slice(plane, plane + 1) if planes > 1 else slice(None)
-                out[
-                    target,
-                    top - window.top : top - window.top + height,
-                    left - window.left : left - window.left + width,
-                ] = part[
-                    :,
-                    top - i * side_h : top - i * side_h + height,
-                    left - j * side_w : left - j * side_w + width,
+                out[(target, *here)] = part[
+                    :, top - i * side_h : below - i * side_h, left - j * side_w : beyond - j * side_w
                 ]
-    return out
+    return out, valid

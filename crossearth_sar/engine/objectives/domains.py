@@ -9,9 +9,9 @@ from crossearth_sar.data.domain import (
     held_out_of,
     open_domain,
     require_held_out,
-    require_labels,
     require_same_classes,
 )
+from crossearth_sar.data.domain_labels import require_labels, tell_absent_classes
 from crossearth_sar.data.sample import ClassTable
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks, sum_over_ranks
@@ -59,6 +59,8 @@ def open_domains(config: RunConfig, pixel_m: float | None = None) -> Domains:
     require_same_classes([train, validation, *unseen])
     require_held_out(train, [validation, *unseen])
     require_labels(train)
+    for domain in (validation, *unseen):
+        tell_absent_classes(domain)
     return Domains(train, validation, unseen)
 
 

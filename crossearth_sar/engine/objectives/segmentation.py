@@ -5,6 +5,7 @@ B images of a part, H W pixels, L layers, E experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,7 @@ class Segmentation(Objective):
             self.config, self.model_config, with_weights=from_start or frozen_from_elsewhere
         )
         model.name_classes(self.classes.names, self.classes.palette)
+        model.contract = self.domains.train.contract()
         self.counts = count_parameters(model)
         if from_start or frozen_from_elsewhere:
             self._frozen = model
@@ -161,7 +163,12 @@ class Segmentation(Objective):
         }
 
     def score_words(self, row: Mapping[str, float]) -> str:
-        return f"mIoU {row['miou']:.3f} on {self.domains.validation.name}"
+        name = self.domains.validation.name
+        occurs = [c for c in self.classes.names if not math.isnan(row[f"iou_{c}"])]
+        if math.isnan(row["miou"]):
+            return f"no mIoU: only {' and '.join(occurs) or 'ignored pixels'} in what was seen of {name}"
+        of = f" of {len(occurs)} of {len(self.classes)} classes" * (len(occurs) < len(self.classes))
+        return f"mIoU {row['miou']:.3f}{of} on {name}"
 
     def save_model(self, model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> list[str]:
         assert isinstance(model, CrossEarthSAR)

@@ -25,7 +25,7 @@ from crossearth_sar.evaluation.baselines import (
 )
 from crossearth_sar.evaluation.evaluate import Evaluation, predict_sample
 from crossearth_sar.evaluation.figures import curves_figure, expert_share_figure, prediction_figure
-from crossearth_sar.evaluation.metrics import ConfusionMatrix
+from crossearth_sar.evaluation.metrics import ConfusionMatrix, absent_words
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.provenance import provenance
 from crossearth_sar.spacing import evenly_spaced
@@ -164,7 +164,7 @@ def _report(metrics: dict[str, Any], preset: str, source: str) -> str:
         for title, key in rows.items():
             values = [scores[m]["miou"] if key == "miou" else scores[m]["iou"][key] for m in methods]
             lines.append(f"| {title} | " + " | ".join(_percent(v) for v in values) + " |")
-        lines.append("")
+        lines += ["", *absent_words(scores["model"])]
     lines += [
         "Domains are normalised by their own dB statistics, which uses no label. «majority» predicts "
         f"«{metrics['majority_class']}», the commonest class of the training images, everywhere."

@@ -82,7 +82,7 @@ def test_a_large_scene_is_read_by_windows(trees: Path, monkeypatch: pytest.Monke
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a whole scene was decoded")
 
-    monkeypatch.setattr(windows, "read_bands", refuse)
+    monkeypatch.setattr(windows, "read_stored", refuse)
     dataset = opened(trees, WHU, "WHU-SAR", task=DDHR_6, check=False)
     assert len(dataset) == 2 * 88
     covered = np.zeros((3704, 5556), bool)

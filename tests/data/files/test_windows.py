@@ -12,7 +12,7 @@ from PIL import Image
 
 from crossearth_sar.data.files import windows
 from crossearth_sar.data.files.readers import read_bands
-from crossearth_sar.data.files.windows import Window, read_window
+from crossearth_sar.data.files.windows import Window, read_image_window, read_label_window
 from crossearth_sar.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -46,9 +46,9 @@ def test_a_window_is_part_of_the_whole(how: str, tmp_path: Path, monkeypatch: py
     tifffile.imwrite(path, values, photometric="minisblack", **settings)
     whole = read_bands(path)
     for window in RECTANGLES:
-        assert np.array_equal(read_window(path, window), whole[:, *window.slices])
-    monkeypatch.setattr(windows, "read_bands", None)  # a part is read without decoding the whole
-    assert np.array_equal(read_window(path, RECTANGLES[-1]), whole[:, 13:53, 45:105])
+        assert np.array_equal(read_image_window(path, window).values, whole[:, *window.slices])
+    monkeypatch.setattr(windows, "read_stored", None)  # a part is read without decoding the whole
+    assert np.array_equal(read_image_window(path, RECTANGLES[-1]).values, whole[:, 13:53, 45:105])
 
 
 def test_other_formats(tmp_path: Path) -> None:
@@ -61,9 +61,9 @@ def test_other_formats(tmp_path: Path) -> None:
     paletted.save(tmp_path / "d.png")
     for name in ("a.npy", "b.npy", "c.png", "d.png"):
         assert np.array_equal(
-            read_window(tmp_path / name, window), read_bands(tmp_path / name)[:, *window.slices]
+            read_label_window(tmp_path / name, window).values, read_bands(tmp_path / name)[:, *window.slices]
         )
-    colors = read_window(tmp_path / "d.png", window, expand_colors=True)
+    colors = read_label_window(tmp_path / "d.png", window, expand_colors=True).values
     assert np.array_equal(colors, read_bands(tmp_path / "d.png", colormap="expand")[:, *window.slices])
 
 
@@ -71,12 +71,12 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, GREY, rowsperstrip=10, compression="deflate", photometric="minisblack")
     with pytest.raises(InputError, match="smaller than the part"):
-        read_window(path, Window(61, 0, 40, 60))
+        read_image_window(path, Window(61, 0, 40, 60))
     with tifffile.TiffFile(path) as tiff:
         start = tiff.pages[0].dataoffsets[4]
     damaged = bytearray(path.read_bytes())
     damaged[start : start + 200] = bytes(200)
     path.write_bytes(damaged)
-    assert read_window(path, Window(0, 0, 20, 20)).shape == (1, 20, 20), "damage elsewhere is not looked at"
+    assert read_image_window(path, Window(0, 0, 20, 20)).values.shape == (1, 20, 20), "damage elsewhere"
     with pytest.raises(InputError, match=r"cannot read .*a\.tif"):
-        read_window(path, Window(35, 0, 20, 20))
+        read_image_window(path, Window(35, 0, 20, 20))
