@@ -143,7 +143,7 @@ class Sweep:
     def _process(self, words: list[str], log: Path) -> int:
         """Runs the command with these words; its output goes on to stderr and into `log`."""
         command = [sys.executable, "-m", "crossearth_sar", *self.command, *words]
-        environment = {"MASTER_PORT": str(free_port()), **os.environ}  # other runs of this machine have theirs
+        environment = {"MASTER_PORT": str(free_port()), **os.environ}  # other runs here have theirs
         with log.open("ab") as kept:
             process = subprocess.Popen(command, stdout=kept, stderr=subprocess.PIPE, env=environment)
             assert process.stderr is not None
