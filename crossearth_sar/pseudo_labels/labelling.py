@@ -254,8 +254,7 @@ def check_pairs(pairs: Sequence[Pair], settings: LabelSettings) -> None:
 def _require_same_place(pair: Pair) -> None:
     """InputError where both twins say where they lie, and do not lie on each other."""
     name = f"{pair.sar} and {pair.optical}"
-    flips = label_flips(read_place(pair.sar), read_place(pair.optical), name, what="optical image")
-    if any(flips):
+    if any(label_flips(read_place(pair.sar), read_place(pair.optical), name, what="optical image")):
         raise InputError(
             f"rows or columns of twins run against each other: {name}", fix="turn one (gdalwarp)"
         )
