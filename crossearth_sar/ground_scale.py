@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from crossearth_sar.config import require
-from crossearth_sar.decision import decided
 from crossearth_sar.errors import InputError
 
 COARSEST, FINEST = 1 / 16, 64.0
@@ -215,10 +214,10 @@ def row_blocks(rows: slice, width: int, pixels: int = 1 << 20) -> Iterator[slice
     return (slice(top, bottom) for top, bottom in pairwise(edges))
 
 
-def classes_at(scores: Tensor, size: tuple[int, int], first: int | None = None) -> Tensor:
-    """Scores (..., K, h, w) -> classes (..., H, W), int64, `decided` on the interpolated scores."""
+def classes_at(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scores (..., K, h, w) -> classes (..., H, W), int64, of the largest interpolated score."""
     blocks = row_blocks(slice(0, size[0]), size[1])
-    return torch.cat([decided(interpolated(scores, size, rows), first) for rows in blocks], -2)
+    return torch.cat([interpolated(scores, size, rows).argmax(-3) for rows in blocks], -2)
 
 
 def _sums(values: Tensor, rows: Bins, columns: Bins, *, square: bool = False) -> Tensor:

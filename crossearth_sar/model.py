@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from crossearth_sar.config import from_mapping, merge, to_mapping
 from crossearth_sar.data.masked_arrays import filled_images, hide_unmeasured, measured_pixels
-from crossearth_sar.decision import first_class
 from crossearth_sar.decoder import Decoder, make_decoder
 from crossearth_sar.descriptors import RunningStandardizer, join_tokens, named_descriptors
 from crossearth_sar.errors import InputError
@@ -82,16 +81,10 @@ class CrossEarthSAR(nn.Module, HubFolder):
         self.temperature: float | None = None  # of its probabilities: evaluation/calibration.py
         self.contract: InputContract | None = None  # what it was trained on, where that is known
 
-    @property
-    def first_class(self) -> int | None:
-        """Index of the class that is decided first, see `decision.decided`."""
-        return first_class(self.config.decided_first, self.class_names)
-
     def name_classes(self, names: Sequence[str], palette: Sequence[Sequence[int]] | None = None) -> None:
         """Says what the classes are, in the order of their indices, and how to draw them (RGB, 0..255).
 
-        Kept as `class_names` and `palette`, and saved with the model. Computed differently is nothing but
-        which class is decided first (`ModelConfig.decided_first`).
+        Kept as `class_names` and `palette`, and saved with the model. Nothing is computed differently.
 
         Raises:
             InputError: unless there is one name, all different, and one colour per class.
@@ -202,7 +195,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         with eval_mode(self):
             scores = self.slide_scores(amplitude, mean, std, on_window, taper=taper)
         size = (given.shape[-2], given.shape[-1])
-        classes = classes_at(scores, size, self.first_class).to(given.device)
+        classes = classes_at(scores, size).to(given.device)
         return classes if measured_BHW is None else hide_unmeasured(classes, measured_BHW)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -118,11 +118,6 @@ class ModelConfig:
     bands: int | None = None
     """Bands of the images that it was trained on, 1 to 3; null: it takes any number."""
 
-    decided_first: str | None = None
-    """Name of a class that a pixel is if it is likelier than all others together, and only then
-    (decision.py); the others are decided by the largest score. A model without a class of that name, or null:
-    all are."""
-
     def __post_init__(self) -> None:
         require_pixel_m(self.pixel_m)
         require(self.bands in (None, 1, 2, 3), "bands", self.bands, "1 to 3, or null")

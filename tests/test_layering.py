@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "crossearth_sar"
 
 FLOORS = [
-    {"version", "errors", "spacing", "shipped", "decision"},
+    {"version", "errors", "spacing", "shipped"},
     {"config_keys"},
     {"config"},
     {"kernels", "decibels", "ground_scale"},

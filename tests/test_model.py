@@ -455,3 +455,13 @@ def test_statistics_not_given_are_those_of_the_averaged_image() -> None:
 def test_the_ground_spacing_is_saved(tmp_path: Path) -> None:
     save_model(scaled(10.0), tmp_path)
     assert load_model(tmp_path).config.pixel_m == 10
+
+
+def test_windows_may_be_larger_than_crops() -> None:
+    model = build_model("crossearth_sar_tiny", CLASSES, changes={**MICRO, "window_size": 128})
+    assert model.config.window == 128
+    windows: list[object] = []
+    model.predict(amplitude(1, 1, 128, 128), on_window=windows.append)
+    assert len(windows) == 1
+    with pytest.raises(InputError, match="window_size"):
+        build_model("crossearth_sar_tiny", CLASSES, changes={**MICRO, "window_size": 60})

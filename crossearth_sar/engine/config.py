@@ -191,7 +191,6 @@ def simulated_run() -> RunConfig:
             "bands": 1,
             "window_size": 256,  # twice the crop: more of the surroundings, and better for it on real images
             "crop_stride": 170,
-            "decided_first": "water",
             "moe": {"descriptors": list(SCALE_FREE_DESCRIPTORS)},
         },
         augment=AugmentConfig(scale_min=1.0, scale_max=1.0, max_class_share=1.0, gain_db=0.0),

@@ -88,4 +88,4 @@ def predict_sample(
     pixels.
     """
     size = (sample["mask"].shape[0], sample["mask"].shape[1])
-    return classes_at(sample_scores(model, sample, on_window), size, model.first_class)
+    return classes_at(sample_scores(model, sample, on_window), size)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from crossearth_sar.data.domain import Domain
 from crossearth_sar.data.sample import IGNORE_INDEX, Sample
-from crossearth_sar.decision import decided
 from crossearth_sar.evaluation.calibration import (
     Reliability,
     at_temperature,
@@ -110,9 +109,7 @@ def score_images(
         mask, size = sample["mask"], (sample["mask"].shape[0], sample["mask"].shape[1])
         scores_KHW = interpolated(sample_scores(model, sample), size)
         log_p_KHW = log_probabilities(scores_KHW)
-        classes_HW = torch.tensor(mapping.to_domain, device=scores_KHW.device)[
-            decided(scores_KHW, model.first_class)
-        ]
+        classes_HW = torch.tensor(mapping.to_domain, device=scores_KHW.device)[scores_KHW.argmax(0)]
         predicted = classes_HW.cpu()
         matrix = ConfusionMatrix(len(domain.classes))
         matrix.update(predicted, mask)

@@ -23,7 +23,6 @@ from torch import Tensor
 from crossearth_sar.config import require
 from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.sample import IGNORE_INDEX
-from crossearth_sar.decision import decided
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.calibration import at_temperature, log_probabilities
 from crossearth_sar.evaluation.scene import Scene, WorkingRows
@@ -265,7 +264,7 @@ class _WayBack:
         count = rows.stop - rows.start
         valid, self.valid = self.valid[:count], self.valid[count:]
         self.valid_top = rows.stop
-        classes = decided(scores_KhW, self.model.first_class).to(torch.uint8).cpu().numpy()
+        classes = scores_KhW.argmax(0).to(torch.uint8).cpu().numpy()
         classes[~valid] = IGNORE_INDEX
         percent = None
         if self.with_percent:
