@@ -195,7 +195,7 @@ def simulated_run() -> RunConfig:
         },
         augment=AugmentConfig(scale_min=1.0, scale_max=1.0, max_class_share=1.0, gain_db=0.0),
         optim=OptimConfig(lr=2e-3, warmup_steps=100),  # from scratch, and small
-        steps=2000,
+        steps=1000,
         validate_every=500,
         save_every=500,
         train=DomainConfig(name="sensors", simulated=wide, normalize="image"),
