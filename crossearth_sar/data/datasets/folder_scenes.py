@@ -24,6 +24,7 @@ from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.files.amplitude import to_amplitude
 from crossearth_sar.data.files.doubts import FillDoubts
 from crossearth_sar.data.files.labels import count_values, label_table, read_label
+from crossearth_sar.data.files.names import members
 from crossearth_sar.data.files.readers import read_image, read_label_parts, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample
 from crossearth_sar.data.working_scale import described_sample
@@ -116,7 +117,7 @@ class FolderScenes:
         """The files of the whole scene, whichever tile of it a sample is: see `sample.Origin`."""
         scene = self._scenes[self._windows[index][0]]
         label = None if scene.label is None else os.path.abspath(scene.label)
-        return (os.path.abspath(scene.image),), label, None
+        return tuple(os.path.abspath(file) for file in members(scene.image)), label, None
 
     def _load(self, scene: int) -> _Decoded:
         if scene in self._cache:
@@ -139,6 +140,7 @@ class FolderScenes:
             array_key=config.array_key,
             scale=config.scale,
             offset=config.offset,
+            valid=config.valid,
         )
         if doubts is not None:
             doubts.look(raw)
