@@ -114,10 +114,9 @@ def make_maps(arguments: argparse.Namespace) -> int:
     maps = maps_of_images(arguments.images, Path(arguments.output).expanduser())
     check_output_options(arguments, shard, list(maps.values()))
     model = load_model(arguments.model, device=device)
+    arguments.values = declared_values(arguments, model.contract)
     check_headers(arguments, list(maps), model)
-    arguments.values = declared_values(arguments, model.contract) or guessed_values(
-        arguments, next(iter(maps))
-    )
+    arguments.values = arguments.values or guessed_values(arguments, next(iter(maps)))
     arguments.normalize = chosen_normalize(arguments, model.contract)
     arguments.doubts = FillDoubts("--nodata {}")
     tell_unknown_spacing(arguments, model, list(maps))
@@ -157,8 +156,12 @@ def check_headers(arguments: argparse.Namespace, images: list[Path], model: Cros
     for image in images:
         try:
             count, _, _ = read_shape(image, band_axis=arguments.band_axis, array_key=arguments.array_key)
-            arguments.bands = checked_bands(arguments.bands, count, model, image)
-            count = len(arguments.bands) if arguments.bands else count
+            if arguments.values == "complex_bands":  # I and Q of each
+                count = len(arguments.bands or range(count)) // 2
+                checked_bands(range(count), count, model, image)
+            else:
+                arguments.bands = checked_bands(arguments.bands, count, model, image)
+                count = len(arguments.bands) if arguments.bands else count
             if count > 3:
                 raise InputError(f"{image} has {count} bands", expected="1 to 3", fix="choose: --bands 0 1")
         except InputError as error:
@@ -204,7 +207,8 @@ def guessed_values(arguments: argparse.Namespace, image: Path) -> ValueKind:
 
 def how_to_read(arguments: argparse.Namespace) -> Reading:
     keys = ("band_axis", "nodata", "array_key", "scale", "offset", "valid")
-    return cast(Reading, {key: getattr(arguments, key) for key in keys})
+    how = {key: getattr(arguments, key) for key in keys}
+    return cast(Reading, how | {"complex_bands": arguments.values == "complex_bands"})
 
 
 def read_scene(arguments: argparse.Namespace, image: Path) -> Scene:

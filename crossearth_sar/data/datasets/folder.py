@@ -30,7 +30,7 @@ from crossearth_sar.data.files.names import (
     missing_files,
     plain_name,
 )
-from crossearth_sar.data.files.readers import BandAxis, Valid
+from crossearth_sar.data.files.readers import BandAxis, Reading, Valid
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.ground_scale import MAX_PIXEL_M, require_pixel_m
 from crossearth_sar.network_input import MAX_BANDS
@@ -52,7 +52,7 @@ class FolderConfig:
     root: str
     """The folder that every other path starts from."""
     values: ValueKind
-    """What the numbers are: amplitude, intensity, db or complex."""
+    """What the numbers are: amplitude, intensity, db, complex, or complex_bands: I and Q as two bands."""
     classes: tuple[str, ...]
     """Names of the classes, in the order of their indices."""
     images: str | None = None
@@ -80,7 +80,7 @@ class FolderConfig:
     split_seed: int = 0
     """Another seed, another split."""
     bands: tuple[int, ...] | None = None
-    """Which bands of an image, one to three; null: all."""
+    """Which bands of an image, one to three, or of complex_bands I and Q of each; null: all."""
     band_axis: BandAxis = "auto"
     """Where the bands are in an array of three axes: first, last, or auto."""
     nodata: float | None = None
@@ -124,13 +124,32 @@ class FolderConfig:
         require(self.scale is None or self.scale != 0, "scale", self.scale, "another number than 0, or null")
         require(self.tile is None or self.tile >= 16, "tile", self.tile, "at least 16 pixels, or null")
         require(
-            self.bands is None or 1 <= len(self.bands) <= MAX_BANDS,
+            self.bands is None or 1 <= len(self.bands) / self.band_step <= MAX_BANDS,
             "bands",
             self.bands,
-            f"at least one band and at most {MAX_BANDS}, or null",
+            f"at least one band and at most {MAX_BANDS}, of complex_bands twice as many, or null",
         )
         class_table(self.classes, self.palette)
         label_table(self.classes, self.label_values, self.label_palette)
+
+    @property
+    def band_step(self) -> int:
+        """Bands of a file that make one of an image: I and Q, or itself."""
+        return 2 if self.values == "complex_bands" else 1
+
+    @property
+    def reading(self) -> Reading:
+        """How its images are read."""
+        return {
+            "band_axis": self.band_axis,
+            "nodata": self.nodata,
+            "bands": self.bands,
+            "scale": self.scale,
+            "offset": self.offset,
+            "array_key": self.array_key,
+            "valid": self.valid,
+            "complex_bands": self.values == "complex_bands",
+        }
 
 
 @dataclass(frozen=True)
@@ -185,7 +204,7 @@ def _scene_name(image: Path, root: Path, stems: Counter[str]) -> str:
 
 def _from_patterns(root: Path, config: FolderConfig) -> list[tuple[Path, Path | None]]:
     assert config.images is not None
-    images = [root / name for name in matching(config.images, partial(_images_below, root))]
+    images = [root / name for name in matching(Path(config.images).as_posix(), partial(_images_below, root))]
     if not images:
         raise InputError(
             f"no image matches {config.images!r} under {root}",

@@ -132,16 +132,7 @@ class FolderScenes:
 
     def _decode(self, scene: Scene, doubts: FillDoubts | None = None) -> _Decoded:
         config = self.config
-        raw = read_image(
-            scene.image,
-            band_axis=config.band_axis,
-            nodata=config.nodata,
-            bands=config.bands,
-            array_key=config.array_key,
-            scale=config.scale,
-            offset=config.offset,
-            valid=config.valid,
-        )
+        raw = read_image(scene.image, **config.reading)
         if doubts is not None:
             doubts.look(raw)
         _require_few_bands(scene, len(raw.values))  # here too, for a set opened without a check
@@ -210,7 +201,7 @@ class FolderScenes:
                 fix="correct bands or band_axis",
             )
         if self.config.bands is None:
-            _require_few_bands(scene, shape[0])
+            _require_few_bands(scene, shape[0] // self.config.band_step)
         if scene.label is not None:
             _require_same_size(scene, shape[1:], read_shape(scene.label)[1:])
         return shape

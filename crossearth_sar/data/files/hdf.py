@@ -117,7 +117,7 @@ def _bands_of(file: Any, array_key: str | None, path: Path) -> list[Band]:
             return known
     arrays = _arrays(file)
     if array_key is not None:
-        return [(_named(arrays, key, path),) for key in expanded(array_key)]
+        return [(_named(arrays, key, path),) for key in expanded(array_key, forbidden="")]
     if len(arrays) != 1:
         raise InputError(
             f"{path} holds {len(arrays)} arrays that may be the image",
@@ -168,9 +168,10 @@ def _arrays(file: Any) -> dict[str, Any]:
 def _named(arrays: dict[str, Any], key: str, path: Path) -> Any:
     key = key.strip("/")
     found = [name for name in arrays if name == key or name.endswith(f"/{key}")]
+    ends = [name.rpartition("/")[2] for name in arrays]
     if len(found) != 1:
         raise InputError(
-            f"{path} holds {'no array' if not found else 'several arrays'} {key!r}{nearest(key, arrays)}",
+            f"{path} holds {'no array' if not found else 'several arrays'} {key!r}{nearest(key, ends)}",
             got=", ".join(found) or None,
             expected=f"one of {', '.join([*arrays][:12])}",
             fix="correct array_key: the end of its name, as far as it is its alone",

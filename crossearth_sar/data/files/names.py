@@ -136,12 +136,16 @@ def matching(pattern: str, find: Callable[[str], Iterable[str]]) -> list[str]:
     return [_filled(pattern, matched) for matched in sorted(there)]
 
 
-def expanded(pattern: str) -> list[str]:
-    """`a_{vv,vh}.tif` as `a_vv.tif` and `a_vh.tif`."""
+def expanded(pattern: str, *, forbidden: str = "/*") -> list[str]:
+    """`a_{vv,vh}.tif` as `a_vv.tif` and `a_vh.tif`.
+
+    Raises:
+        InputError: braces hold one name, or a `forbidden` character.
+    """
     parts = _BRACES.split(pattern)  # text, what braces hold, text, …
     choices = [part.split(",") if i % 2 else [part] for i, part in enumerate(parts)]
     for held in choices[1::2]:
-        if len(set(held)) < 2 or any("/" in name or "*" in name for name in held):
+        if len(set(held)) < 2 or any({*name} & {*forbidden} for name in held):
             raise InputError(
                 f"{pattern!r} has braces that name no files of one image",
                 got="{" + ",".join(held) + "}",

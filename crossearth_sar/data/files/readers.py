@@ -69,6 +69,7 @@ class Reading(TypedDict, total=False):
     offset: float | None
     array_key: str | None
     valid: Valid
+    complex_bands: bool
 
 
 class LabelParts(NamedTuple):
@@ -102,6 +103,7 @@ def read_image(path: str | Path, **how: Unpack[Reading]) -> RawImage:
             a TIFF says, band by band.
         valid: "all", the default: a pixel is valid where all kept bands are. "any": where one is, and in a
             band that is missing there stand the numbers of the first that is not.
+        complex_bands: bands are I and Q in turns, of integers or floats: one complex band of two.
 
     Raises:
         InputError: the file is missing, truncated, of no supported kind, not numeric; its band axis is
@@ -127,17 +129,35 @@ def raw_image(stored: StoredImage, path: Path, **how: Unpack[Reading]) -> RawIma
     """What `read_image` makes of a decoded file, or of a rectangle of one, which may have no valid pixel."""
     bands, nodata = how.get("bands"), how.get("nodata")
     values = _pick_bands(_colormap_to_grey(stored, path), stored, how.get("band_axis", "auto"), bands, path)
-    measured = measured_numbers(values, stored.nodata if nodata is None else nodata)
+    pairs_of_bands = how.get("complex_bands", False)
+    numbers = _joined(values, path) if pairs_of_bands else values  # I may be 0 where Q is not
+    measured = measured_numbers(numbers, stored.nodata if nodata is None else nodata)
     if stored.valid is not None:
         is_there = stored.valid if stored.valid.ndim == 2 or bands is None else stored.valid[list(bands)]
-        measured &= is_there
+        is_pair = pairs_of_bands and is_there.ndim == 3
+        measured &= is_there[0::2] & is_there[1::2] if is_pair else is_there
     pairs = stored.scales if bands is None or stored.scales is None else [stored.scales[b] for b in bands]
     values = _scaled(values, pairs, how.get("scale"), how.get("offset"))
+    values = _joined(values, path) if pairs_of_bands else values
     if how.get("valid", "all") == "all":
         return RawImage(values, np.asarray(measured.all(axis=0)), path, stored.pixel_m, stored.place)
     return RawImage(
         _lent(values, measured), np.asarray(measured.any(axis=0)), path, stored.pixel_m, stored.place
     )
+
+
+def _joined(values: np.ndarray, path: Path) -> np.ndarray:
+    """(C / 2, H, W) complex numbers of I, Q, I, Q …"""
+    if len(values) % 2 or np.iscomplexobj(values):
+        raise InputError(
+            f"{path} is no pairs of I and Q, as values: complex_bands says",
+            got=f"{len(values)} bands of {values.dtype}",
+            expected="two real bands for each band: the real part, then the imaginary",
+            fix="declare values: complex if it is complex, or choose two: bands: [0, 1]",
+        )
+    out = np.empty((len(values) // 2, *values.shape[1:]), np.result_type(values.dtype, np.complex64))
+    out.real, out.imag = values[0::2], values[1::2]
+    return out
 
 
 def _lent(values: np.ndarray, measured: np.ndarray) -> np.ndarray:

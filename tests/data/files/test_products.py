@@ -176,6 +176,25 @@ def test_alpha_of_gdal_is_no_band(tmp_path: Path, two_bands: np.ndarray) -> None
     assert np.array_equal(raw.valid, np.broadcast_to(np.arange(50) >= 20, (60, 50)))
 
 
+def test_a_file_of_several_images(tmp_path: Path) -> None:
+    """NetCDF of the older kind, which GDAL reads."""
+    needs("rasterio")
+    from scipy.io import netcdf_file
+
+    values = sar_files.amplitudes(2).astype(np.float32)
+    with netcdf_file(tmp_path / "a.nc", "w") as file:
+        for axis, start, step, count in (("y", 41.5, -1e-4, 60), ("x", 14.9, 1e-4, 50)):
+            file.createDimension(axis, count)
+            file.createVariable(axis, "f8", (axis,))[:] = start + step * (np.arange(count) + 0.5)
+        for name, band in zip(("vv", "vh"), values, strict=True):
+            file.createVariable(name, "f4", ("y", "x"))[:] = band
+    require_reads_as(tmp_path / "a.nc", values[1:], array_key="vh")
+    with pytest.raises(InputError, match=r"(?s)holds 2 images.*vv, vh.*array_key"):
+        read_image(tmp_path / "a.nc")
+    with pytest.raises(InputError, match=r"(?s)no image 'vx' \(did you mean 'v.'\?\).*vv, vh"):
+        read_image(tmp_path / "a.nc", array_key="vx")
+
+
 class Ranges(http.server.SimpleHTTPRequestHandler):
     """A server that gives parts of files, and counts what it gave."""
 
