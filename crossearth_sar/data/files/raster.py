@@ -105,10 +105,10 @@ def open_raster(path: Path, array_key: str | None = None) -> Iterator[Any]:
         try:
             with rasterio.open(gdal_name(path)) as found:
                 name = _subdataset(found, array_key, path)
-                if name is None:
+                if name is None and not _is_turned(found):
                     yield found
                     return
-            with rasterio.open(name) as found:
+            with _as_stored(name or gdal_name(path)) as found:
                 yield found
         except (RasterioError, CPLE_BaseError) as error:
             message = " ".join(str(error.__cause__ or error).split())[:300]
@@ -119,6 +119,22 @@ def open_raster(path: Path, array_key: str | None = None) -> Iterator[Any]:
                 expected="a whole file, of TIFF, PNG, JPEG, NPY, NPZ, HDF5, NITF or what GDAL reads",
                 fix=_remedy(path),
             ) from error
+
+
+def _is_turned(source: Any) -> bool:
+    """Of a NetCDF file without coordinates GDAL takes the last row for the first."""
+    return bool(source.driver == "netCDF" and source.count and source.transform.is_identity)
+
+
+def _as_stored(name: str) -> Any:
+    import rasterio
+
+    found = rasterio.open(name)
+    if not _is_turned(found):
+        return found
+    found.close()
+    with rasterio.Env(GDAL_NETCDF_BOTTOMUP="NO"):
+        return rasterio.open(name)
 
 
 def _require_whole(source: Any, path: Path) -> None:

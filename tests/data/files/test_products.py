@@ -182,13 +182,16 @@ def test_a_file_of_several_images(tmp_path: Path) -> None:
     from scipy.io import netcdf_file
 
     values = sar_files.amplitudes(2).astype(np.float32)
-    with netcdf_file(tmp_path / "a.nc", "w") as file:
-        for axis, start, step, count in (("y", 41.5, -1e-4, 60), ("x", 14.9, 1e-4, 50)):
-            file.createDimension(axis, count)
-            file.createVariable(axis, "f8", (axis,))[:] = start + step * (np.arange(count) + 0.5)
-        for name, band in zip(("vv", "vh"), values, strict=True):
-            file.createVariable(name, "f4", ("y", "x"))[:] = band
-    require_reads_as(tmp_path / "a.nc", values[1:], array_key="vh")
+    for name, has_coordinates in (("b.nc", False), ("a.nc", True)):
+        with netcdf_file(tmp_path / name, "w") as file:
+            for axis, start, step, count in (("lat", 41.5, -1e-4, 60), ("lon", 14.9, 1e-4, 50)):
+                file.createDimension(axis, count)
+                if has_coordinates:
+                    coordinates = file.createVariable(axis, "f8", (axis,))
+                    coordinates[:] = start + step * (np.arange(count) + 0.5)
+            for polarization, band in zip(("vv", "vh"), values, strict=True):
+                file.createVariable(polarization, "f4", ("lat", "lon"))[:] = band
+        require_reads_as(tmp_path / name, values[1:], array_key="vh")
     with pytest.raises(InputError, match=r"(?s)holds 2 images.*vv, vh.*array_key"):
         read_image(tmp_path / "a.nc")
     with pytest.raises(InputError, match=r"(?s)no image 'vx' \(did you mean 'v.'\?\).*vv, vh"):
