@@ -36,6 +36,7 @@ def test_a_file_whose_own_name_has_braces_is_itself(tmp_path: Path) -> None:
 def test_what_one_file_lacks_is_its_own(tmp_path: Path) -> None:
     values = sar_files.amplitudes(2).astype(np.float32)
     values[0, :5], values[1, 10:15] = -1, -2
+    values[1, 20:25] = -1  # of the other file, and here a number like any
     for name, band, nodata in zip("ab", values, ("-1", "-2"), strict=True):
         tags = [(42113, "s", 0, nodata, True)]
         tifffile.imwrite(tmp_path / f"{name}.tif", band, extratags=tags, photometric="minisblack")
