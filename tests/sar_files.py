@@ -104,6 +104,15 @@ def nisar_gcov(place: Path, name: str = "NISAR_L2_GCOV.h5") -> np.ndarray:
     return values
 
 
+def iceye(path: Path, i_and_q: np.ndarray) -> None:
+    """An SLC's two arrays."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file["s_i"], file["s_q"] = i_and_q
+        file["gcps"] = np.zeros((9, 5))
+
+
 def vrt(place: Path) -> np.ndarray:
     """scene.vrt over scene-part.tif, which has a place."""
     import rasterio
@@ -125,11 +134,11 @@ def vrt(place: Path) -> np.ndarray:
     return values
 
 
-def pair(place: Path, name: str = "a") -> np.ndarray:
+def pair(place: Path, name: str = "a", polarizations: tuple[str, str] = ("vv", "vh")) -> np.ndarray:
     """NAME_vv.tif and NAME_vh.tif."""
     values = amplitudes(2)
     place.mkdir(parents=True, exist_ok=True)
-    for polarization, band in zip(("vv", "vh"), values, strict=True):
+    for polarization, band in zip(polarizations, values, strict=True):
         tifffile.imwrite(place / f"{name}_{polarization}.tif", band, photometric="minisblack", rowsperstrip=8)
     return values
 

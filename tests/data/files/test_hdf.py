@@ -29,10 +29,7 @@ def require_reads_as(path: Path, values: np.ndarray, array_key: str | None = Non
 
 
 def test_iceye(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "slc.h5", "w") as file:
-        file["s_i"], file["s_q"] = I_AND_Q
-        file["satellite_name"] = b"ICEYE"
-        file["gcps"] = np.zeros((9, 5))
+    sar_files.iceye(tmp_path / "slc.h5", I_AND_Q)
     require_reads_as(tmp_path / "slc.h5", COMPLEX[None])
     with h5py.File(tmp_path / "grd.h5", "w") as file:
         file["s_amplitude"] = np.abs(I_AND_Q[0])
