@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sar_files
 import tifffile
 import yaml
 from dataset_trees import air, ddhr, sarbud, save
@@ -141,6 +142,25 @@ def scenes(place: Path) -> None:
     rng = np.random.default_rng(0)
     scene = rng.normal(size=(130, 70)) + 1j * rng.normal(size=(130, 70))
     np.save(place / "scene.npy", scene.astype(np.complex64))
+
+
+def products(place: Path) -> None:
+    """docs/DATA.md's files, as tests/sar_files.py writes them, in some 60 x 50 pixels."""
+    if (place / "C3").exists():
+        return
+    sar_files.envi_c3(place)
+    sar_files.safe(place, "S1A_IW_GRDH.SAFE")
+    sar_files.nisar_gcov(place)
+    sar_files.sicd(place, name="umbra.nitf")
+    sar_files.pair(place / "rtc", "a", ("VV", "VH"))
+    amplitude = sar_files.amplitudes(1)[0]
+    save(place / "alos2.tif", amplitude)
+    phase = np.exp(2j * np.pi * np.random.default_rng(0).random(amplitude.shape))
+    values = (amplitude * phase).astype(np.complex64)
+    parts = np.stack([values.real, values.imag]).astype(np.int16)
+    save_bands(place / "gf3.tiff", parts)
+    sar_files.iceye(place / "iceye.h5", parts)
+    save(place / "capella.tif", values)
 
 
 def teachers(place: Path) -> None:

@@ -129,6 +129,26 @@ TABLE: dict[str, Step | Built | Left] = {
     'make bench-real ARGS="--sources wide old --seeds 0 1 2 --curves --no-simple"': REAL,
     'make bench-real ARGS="--few-labels --no-simple"': REAL,
     "crossearth-sar predict --images scene.tif": Step(places.scenes, leaves=("maps/prediction.json",)),
+    # docs/DATA.md
+    **{
+        f"crossearth-sar predict --images {images} {more}": Step(
+            places.products, "--device cpu", leaves=(f"{more.split()[-1]}/{left}",)
+        )
+        for images, more, left in (
+            ("'rtc/*_{VV,VH}.tif'", "--values intensity --output maps-rtc", "a_VV_VH.tif"),
+            ("'C3/{C11,C22,C33}.bin'", "--values intensity --output maps-c3", "C11_C22_C33.tif"),
+            ("S1A_IW_GRDH.SAFE", "--values amplitude --nodata 0 --output maps-s1", "S1A_IW_GRDH.tif"),
+            ("gf3.tiff", "--values complex_bands --pixel-m 8 --output maps-gf3", "gf3.tif"),
+            ("iceye.h5", "--values complex --pixel-m 2 --output maps-iceye", "iceye.tif"),
+            ("capella.tif", "--values complex --pixel-m 1 --output maps-capella", "capella.tif"),
+            ("umbra.nitf", "--values complex --output maps-umbra", "umbra.tif"),
+            ("alos2.tif", "--values amplitude --nodata 0 --output maps-alos2", "alos2.tif"),
+            ("NISAR_L2_GCOV.h5", "--values intensity --output maps-nisar", "NISAR_L2_GCOV.tif"),
+        )
+    },
+    "crossearth-sar predict --images tsx.cos --values complex --pixel-m 2 --output maps-tsx": Left(
+        "GDAL writes no COSAR: its driver is asked for, no product of TerraSAR-X is here"
+    ),
     # docs/FINETUNING.md
     "crossearth-sar finetune --config finetune_water --set data_root=FOLDER weights=BACKBONE": WATER,
     "crossearth-sar finetune --config finetune_benchmark --benchmark N2S --set data_root=FOLDER weights=BACKBONE": Step(

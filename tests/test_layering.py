@@ -108,7 +108,7 @@ def test_vit_does_not_know_the_moe() -> None:
 def test_core_import_is_quiet_and_needs_no_optional_package() -> None:
     program = (
         "import sys, warnings; warnings.simplefilter('error')\n"
-        "for name in ('triton', 'deepspeed', 'megablocks', 'rasterio', 'tensorboard'):\n"
+        "for name in ('triton', 'deepspeed', 'megablocks', 'rasterio', 'h5py', 'sarkit', 'tensorboard'):\n"
         "    sys.modules[name] = None\n"  # as if it were not installed: import fails, find_spec gives None
         "import crossearth_sar, torch\n"
         "model = crossearth_sar.build_model('crossearth_sar_tiny', 3)\n"

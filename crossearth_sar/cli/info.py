@@ -21,7 +21,9 @@ OPTIONAL = {
     "triton": "kernels: pip install 'crossearth-sar[triton]'",
     "deepspeed": "training on many ranks, ZeRO, split experts: pip install 'crossearth-sar[train]'",
     "tensorboard": "training curves: pip install 'crossearth-sar[train]'",
-    "rasterio": "georeferenced class maps of crossearth-sar predict: pip install 'crossearth-sar[geo]'",
+    "rasterio": "VRT, ENVI, products, addresses; georeferenced maps: pip install 'crossearth-sar[geo]'",
+    "h5py": "HDF5 and NetCDF-4 images: pip install 'crossearth-sar[hdf]'",
+    "sarkit": "SICD and SIDD images: pip install 'crossearth-sar[sicd]'",
     "megablocks": "peer and backend: pip install --no-deps megablocks, on a CUDA machine",
 }
 

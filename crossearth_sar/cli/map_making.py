@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crossearth_sar.cli.map_names import georeference_source, is_there, page_files, scores_file
 from crossearth_sar.cli.progress import Progress
+from crossearth_sar.data.files.names import state
 from crossearth_sar.data.files.readers import read_bands
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
 from crossearth_sar.errors import InputError
@@ -64,8 +65,19 @@ class Predictor:
                 )
 
 
-def make_map(predictor: Predictor, image: Path, target: Path, classes: ClassTable, *, page: bool) -> None:
+def make_map(
+    predictor: Predictor,
+    image: Path,
+    target: Path,
+    classes: ClassTable,
+    *,
+    page: bool,
+    array_key: str | None = None,
+) -> None:
     """Writes the map of an image, its probabilities and its page; says what is on it.
+
+    Args:
+        array_key: which array of the file the image is, whose place the map gets.
 
     Raises:
         InputError: as `scene_strips.strips`.
@@ -76,10 +88,8 @@ def make_map(predictor: Predictor, image: Path, target: Path, classes: ClassTabl
         classes_HW = read_bands(target)[0]
         write_pages(predictor.scene, classes_HW, target, image.name, classes, pixel_counts(classes_HW))
         return
-    if target.suffix == ".tif":
-        place_of(image, size)  # before hours of work
-    about = image.stat()
-    made_of = {**predictor.made_of, "image": [about.st_size, about.st_mtime_ns], "scores": predictor.scores}
+    place = place_of(image, size, array_key) if target.suffix == ".tif" else None  # before hours of work
+    made_of = {**predictor.made_of, "image": state(image), "scores": predictor.scores}
     with StripStore(target, (predictor.bands, *size), made_of) as store:
         if store.next_row:
             print(f"{target}: goes on at row {store.next_row} of {size[0]}", flush=True)
@@ -93,11 +103,11 @@ def make_map(predictor: Predictor, image: Path, target: Path, classes: ClassTabl
         map_BHW = store.array()
         if predictor.scores:
             names = *(f"{name}, percent" for name in classes.names), "entropy, percent of its maximum"
-            write_percents(map_BHW[1:], scores_file(target), names, like=georeference_source(image))
+            write_percents(map_BHW[1:], scores_file(target), names, like=place or georeference_source(image))
         counts = pixel_counts(map_BHW[0])
         if page:
             write_pages(predictor.scene, map_BHW[0], target, image.name, classes, counts)
-        write_class_map(map_BHW[0], target, classes, like=image)
+        write_class_map(map_BHW[0], target, classes, like=place or image)
         store.remove()
     shares = [f"{name} {n / counts.sum():.1%}" for name, n in zip(classes.names, counts, strict=False) if n]
     shares += [f"not measured {counts[IGNORE_INDEX] / counts.sum():.1%}"] * bool(counts[IGNORE_INDEX])

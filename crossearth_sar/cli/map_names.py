@@ -8,6 +8,8 @@ import logging
 from itertools import takewhile
 from pathlib import Path
 
+from crossearth_sar.data.files.formats import WITHOUT_PLACE
+from crossearth_sar.data.files.names import image_path, is_image, is_product, is_remote, matching, plain_name
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.maps.files import is_whole
 
@@ -16,17 +18,16 @@ def maps_of_images(patterns: list[str], output: Path) -> dict[Path, Path]:
     """Image -> the map it gives."""
     maps: dict[Path, Path] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
-        images = [path] if path.is_file() else [Path(p) for p in glob.glob(str(path), recursive=True)]
-        images = [image for image in images if image.is_file()]
+        path = image_path(pattern)
+        is_one = is_remote(path) or path.is_file() or is_product(path)
+        images = [path] if is_one else [Path(p) for p in matching(str(path), _images_of)]
         if not images:
             fix = f"give '{path}/*.tif' or the like" if path.is_dir() else "correct the pattern, and quote it"
             raise InputError(f"--images {pattern!r} names no file", fix=fix)
-        base = (
-            path.parent if path.is_file() else Path(*takewhile(lambda p: not glob.has_magic(p), path.parts))
-        )
+        fixed = Path(*takewhile(lambda p: not glob.has_magic(p), path.parts))
+        base = path.parent if is_one or fixed == path else fixed
         for image in sorted(images):
-            maps[image] = output / image.relative_to(base).with_suffix(map_suffix(image))
+            maps[image] = output / image.relative_to(base).parent / f"{plain_name(image)}{map_suffix(image)}"
     images_of: dict[Path, Path] = {}
     for image, target in maps.items():
         if image.resolve().is_relative_to(output.resolve()):
@@ -38,16 +39,21 @@ def maps_of_images(patterns: list[str], output: Path) -> dict[Path, Path]:
                 fix="give one pattern whose first '*' lies above both, or two runs with an --output each",
             )
         images_of[target] = image
-    if any(is_tiff(image) for image in maps) and not has_rasterio():
+    if any(may_have_place(image) for image in maps) and not has_rasterio():
         logging.warning(
-            "rasterio is not installed: maps of TIFFs become PNG and lose their place on the ground; "
-            "pip install 'crossearth-sar[geo]'"
+            "rasterio is not installed: maps of TIFFs and the like become PNG and lose their place on the "
+            "ground; pip install 'crossearth-sar[geo]'"
         )
     return maps
 
 
-def is_tiff(image: Path) -> bool:
-    return image.suffix.lower() in (".tif", ".tiff")
+def _images_of(pattern: str) -> list[str]:
+    return [path for path in glob.glob(pattern, recursive=True) if is_image(Path(path))]
+
+
+def may_have_place(image: Path) -> bool:
+    """Whether it is a file that can say where it lies."""
+    return is_remote(image) or image.suffix.lower() not in WITHOUT_PLACE
 
 
 def has_rasterio() -> bool:
@@ -55,7 +61,7 @@ def has_rasterio() -> bool:
 
 
 def map_suffix(image: Path) -> str:
-    return ".tif" if is_tiff(image) and has_rasterio() else ".png"
+    return ".tif" if may_have_place(image) and has_rasterio() else ".png"
 
 
 def georeference_source(image: Path) -> Path | None:

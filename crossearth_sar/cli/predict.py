@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -54,7 +54,7 @@ from crossearth_sar.data.domain_statistics import MEASURED_SAMPLES
 from crossearth_sar.data.files.amplitude import ValueKind
 from crossearth_sar.data.files.doubts import FillDoubts
 from crossearth_sar.data.files.on_disk import open_image
-from crossearth_sar.data.files.readers import BandAxis, read_pixel_m, read_shape
+from crossearth_sar.data.files.readers import BandAxis, Reading, Valid, read_pixel_m, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
 from crossearth_sar.device import checked_device
 from crossearth_sar.errors import InputError
@@ -70,7 +70,7 @@ RECORD = "prediction.json"
 
 SETTINGS = (
     "model_sha256", "values", "normalize", "nodata", "bands", "band_axis", "array_key", "pixel_m", "taper",
-    "normalize_by", "scale", "offset", "clip_negative",
+    "normalize_by", "scale", "offset", "clip_negative", "valid",
 )  # fmt: skip
 """What must be the same for all maps of a folder."""
 
@@ -81,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     known = ", ".join(shipped_models())
     add("--model", metavar="FOLDER", default="tiny", help=f"that a run wrote, or a shipped model: {known}")
-    add("--images", metavar="PATTERN", nargs="+", required=True, help="files, or quoted patterns with '*'")
+    images = "files, addresses, or quoted patterns with '*'; '*_{vv,vh}.tif': two files of one image"
+    add("--images", metavar="PATTERN", nargs="+", required=True, help=images)
     kinds = get_args(ValueKind)
     add("--values", choices=kinds, help="what the images' numbers are; without, the first image decides")
     add("--output", metavar="FOLDER", default="maps", help="for maps and prediction.json")
@@ -92,7 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--clip-negative", action="store_true", help="negative amplitudes or intensities become 0")
     add("--bands", type=int, nargs="+", metavar="I", help="indices from 0 of at most three bands")
     add("--band-axis", choices=get_args(BandAxis), default="auto")
-    add("--array-key", metavar="NAME", help="which array of an .npz")
+    add("--array-key", metavar="NAME", help="which array of an .npz or HDF5 file, {A,B}: several as bands")
+    add("--valid", choices=get_args(Valid), default="all", help="measured where all bands are, or any")
     add("--pixel-m", "--pixel_m", type=float, metavar="METRES", help="ground spacing, over a GeoTIFF's tags")
     add_output_options(parser)
     add_device_option(parser)
@@ -112,10 +114,9 @@ def make_maps(arguments: argparse.Namespace) -> int:
     maps = maps_of_images(arguments.images, Path(arguments.output).expanduser())
     check_output_options(arguments, shard, list(maps.values()))
     model = load_model(arguments.model, device=device)
+    arguments.values = declared_values(arguments, model.contract)
     check_headers(arguments, list(maps), model)
-    arguments.values = declared_values(arguments, model.contract) or guessed_values(
-        arguments, next(iter(maps))
-    )
+    arguments.values = arguments.values or guessed_values(arguments, next(iter(maps)))
     arguments.normalize = chosen_normalize(arguments, model.contract)
     arguments.doubts = FillDoubts("--nodata {}")
     tell_unknown_spacing(arguments, model, list(maps))
@@ -155,8 +156,12 @@ def check_headers(arguments: argparse.Namespace, images: list[Path], model: Cros
     for image in images:
         try:
             count, _, _ = read_shape(image, band_axis=arguments.band_axis, array_key=arguments.array_key)
-            arguments.bands = checked_bands(arguments.bands, count, model, image)
-            count = len(arguments.bands) if arguments.bands else count
+            if arguments.values == "complex_bands":  # I and Q of each
+                count = len(arguments.bands or range(count)) // 2
+                checked_bands(range(count), count, model, image)
+            else:
+                arguments.bands = checked_bands(arguments.bands, count, model, image)
+                count = len(arguments.bands) if arguments.bands else count
             if count > 3:
                 raise InputError(f"{image} has {count} bands", expected="1 to 3", fix="choose: --bands 0 1")
         except InputError as error:
@@ -172,7 +177,7 @@ def tell_unknown_spacing(arguments: argparse.Namespace, model: CrossEarthSAR, im
     working_m = model.config.pixel_m
     if working_m is None or arguments.pixel_m is not None:
         return
-    unknown = [image for image in images if read_pixel_m(image) is None]
+    unknown = [image for image in images if read_pixel_m(image, array_key=arguments.array_key) is None]
     if unknown:
         logging.warning(
             "%d of %d images, %s first, do not say their ground spacing and are taken as they are; "
@@ -186,14 +191,7 @@ def tell_unknown_spacing(arguments: argparse.Namespace, model: CrossEarthSAR, im
 
 def guessed_values(arguments: argparse.Namespace, image: Path) -> ValueKind:
     """What the numbers look like, said aloud: complex, dB where one is negative, else amplitude."""
-    raw = open_image(
-        image,
-        band_axis=arguments.band_axis,
-        nodata=arguments.nodata,
-        array_key=arguments.array_key,
-        scale=arguments.scale,
-        offset=arguments.offset,
-    )
+    raw = open_image(image, **how_to_read(arguments))
     kind: ValueKind = "amplitude"
     for rows in row_blocks(slice(0, raw.size[0]), raw.size[1]):
         values, valid = raw.rows(rows)
@@ -207,16 +205,16 @@ def guessed_values(arguments: argparse.Namespace, image: Path) -> ValueKind:
     return kind
 
 
+def how_to_read(arguments: argparse.Namespace) -> Reading:
+    keys = ("band_axis", "nodata", "array_key", "scale", "offset", "valid")
+    how = {key: getattr(arguments, key) for key in keys}
+    return cast(Reading, how | {"complex_bands": arguments.values == "complex_bands"})
+
+
 def read_scene(arguments: argparse.Namespace, image: Path) -> Scene:
-    raw = open_image(
-        image,
-        band_axis=arguments.band_axis,
-        nodata=arguments.nodata,
-        bands=tuple(arguments.bands) if arguments.bands else None,
-        array_key=arguments.array_key,
-        scale=arguments.scale,
-        offset=arguments.offset,
-    )
+    how = how_to_read(arguments)
+    how["bands"] = tuple(arguments.bands) if arguments.bands else None
+    raw = open_image(image, **how)
     arguments.doubts.look(raw)
     return Scene(raw, arguments.values, arguments.pixel_m, arguments.clip_negative)
 
@@ -250,7 +248,12 @@ def open_record(arguments: argparse.Namespace, model: CrossEarthSAR, images: lis
 def checked_record(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     try:
         older = dict.fromkeys(("pixel_m", "taper", "normalize_by", "scale", "offset"))  # what they had not
-        record = {**older, "clip_negative": False, **json.loads(path.read_text(encoding="utf-8"))}
+        record = {
+            **older,
+            "clip_negative": False,
+            "valid": "all",
+            **json.loads(path.read_text(encoding="utf-8")),
+        }
         other = [key for key in SETTINGS if json.dumps(record[key]) != json.dumps(settings[key])]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged", got=repr(error), fix="give another --output") from error
@@ -311,6 +314,7 @@ def predict(
         target,
         record_classes(record),
         page=arguments.page,
+        array_key=arguments.array_key,
     )
 
 

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,15 @@ from crossearth_sar.data.datasets.places import what_is_at
 from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.files.amplitude import ValueKind
 from crossearth_sar.data.files.labels import RGB, label_table
-from crossearth_sar.data.files.readers import BandAxis
+from crossearth_sar.data.files.names import (
+    image_path,
+    is_image,
+    is_remote,
+    matching,
+    missing_files,
+    plain_name,
+)
+from crossearth_sar.data.files.readers import BandAxis, Reading, Valid
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.ground_scale import MAX_PIXEL_M, require_pixel_m
 from crossearth_sar.network_input import MAX_BANDS
@@ -37,16 +46,17 @@ class FolderConfig:
 
     In `images` and `labels` a '*' stands for any part of one file or folder name. What the stars of `images`
     match is put in place of those of `labels`, in order: `S1/*_S1Hand.tif` and `Labels/*_LabelHand.tif`.
+    Braces in `images` name the files of one image, its bands in that order: `S1/*_{vv,vh}.tif`.
     """
 
     root: str
     """The folder that every other path starts from."""
     values: ValueKind
-    """What the numbers are: amplitude, intensity, db or complex."""
+    """What the numbers are: amplitude, intensity, db, complex, or complex_bands: I and Q as two bands."""
     classes: tuple[str, ...]
     """Names of the classes, in the order of their indices."""
     images: str | None = None
-    """Pattern of the images below root: images/*.tif."""
+    """Pattern of the images below root: images/*.tif, *_{vv,vh}.tif for images of two files, *.SAFE."""
     labels: str | None = None
     """Pattern of their label maps, with as many '*'; null: a set without labels."""
     index: str | None = None
@@ -70,7 +80,7 @@ class FolderConfig:
     split_seed: int = 0
     """Another seed, another split."""
     bands: tuple[int, ...] | None = None
-    """Which bands of an image, one to three; null: all."""
+    """Which bands of an image, one to three, or of complex_bands I and Q of each; null: all."""
     band_axis: BandAxis = "auto"
     """Where the bands are in an array of three axes: first, last, or auto."""
     nodata: float | None = None
@@ -79,10 +89,12 @@ class FolderConfig:
     """Stored numbers are multiplied by it; null: by what a TIFF's metadata say."""
     offset: float | None = None
     """And this is added; null: what a TIFF's metadata say. Nodata is of the stored numbers."""
+    valid: Valid = "all"
+    """A pixel is measured where all of its bands are, or any; then a missing band has another's numbers."""
     clip_negative: bool = False
     """Takes negative amplitudes or intensities, which noise subtraction leaves, for 0."""
     array_key: str | None = None
-    """Which array of an NPZ file."""
+    """Which array of an NPZ or HDF5 file, by the end of its name; {HHHH,HVHV}: several, as bands."""
     pixel_m: float | None = None
     """Ground spacing of the images, metres per pixel; null: what a GeoTIFF's tags say, else not known."""
     label_values: dict[int, str] = field(default_factory=dict)
@@ -112,13 +124,32 @@ class FolderConfig:
         require(self.scale is None or self.scale != 0, "scale", self.scale, "another number than 0, or null")
         require(self.tile is None or self.tile >= 16, "tile", self.tile, "at least 16 pixels, or null")
         require(
-            self.bands is None or 1 <= len(self.bands) <= MAX_BANDS,
+            self.bands is None or 1 <= len(self.bands) / self.band_step <= MAX_BANDS,
             "bands",
             self.bands,
-            f"at least one band and at most {MAX_BANDS}, or null",
+            f"at least one band and at most {MAX_BANDS}, of complex_bands twice as many, or null",
         )
         class_table(self.classes, self.palette)
         label_table(self.classes, self.label_values, self.label_palette)
+
+    @property
+    def band_step(self) -> int:
+        """Bands of a file that make one of an image: I and Q, or itself."""
+        return 2 if self.values == "complex_bands" else 1
+
+    @property
+    def reading(self) -> Reading:
+        """How its images are read."""
+        return {
+            "band_axis": self.band_axis,
+            "nodata": self.nodata,
+            "bands": self.bands,
+            "scale": self.scale,
+            "offset": self.offset,
+            "array_key": self.array_key,
+            "valid": self.valid,
+            "complex_bands": self.values == "complex_bands",
+        }
 
 
 @dataclass(frozen=True)
@@ -149,8 +180,8 @@ def find_scenes(config: FolderConfig) -> list[Scene]:
     missing = [
         InputError(f"{what} {path} does not exist", got=what_is_at(path))
         for image, label in pairs
-        for what, path in (("image", image), ("label", label))
-        if path is not None and not path.is_file()
+        for what, path in (*(("image", file) for file in missing_files(image)), ("label", label))
+        if path is not None and not (is_remote(path) or is_image(path))
     ]
     if missing:
         raise_together(
@@ -158,21 +189,22 @@ def find_scenes(config: FolderConfig) -> list[Scene]:
             f"dataset {root} of {len(pairs)} images",
             "correct the pattern or the index, or labels: null for a set without labels",
         )
-    stems = Counter(image.stem for image, _ in pairs)
+    stems = Counter(plain_name(image) for image, _ in pairs)
     metres = _spacings(root, config)
     return [Scene(_scene_name(image, root, stems), image, label, metres.get(image)) for image, label in pairs]
 
 
 def _scene_name(image: Path, root: Path, stems: Counter[str]) -> str:
     """The file name without its suffix; with its folders where that alone would stand for two images."""
-    if stems[image.stem] == 1 or not image.is_relative_to(root):
-        return image.stem
-    return "__".join(image.relative_to(root).with_suffix("").parts)
+    name = plain_name(image)
+    if stems[name] == 1 or not image.is_relative_to(root):
+        return name
+    return "__".join((*image.relative_to(root).parent.parts, name))
 
 
 def _from_patterns(root: Path, config: FolderConfig) -> list[tuple[Path, Path | None]]:
     assert config.images is not None
-    images = sorted(path for path in root.glob(config.images) if path.is_file() and path.name[0] != ".")
+    images = [root / name for name in matching(Path(config.images).as_posix(), partial(_images_below, root))]
     if not images:
         raise InputError(
             f"no image matches {config.images!r} under {root}",
@@ -190,6 +222,12 @@ def _from_patterns(root: Path, config: FolderConfig) -> list[tuple[Path, Path | 
         matched = iter(match.groups())
         pairs.append((image, root / re.sub(r"\*", lambda _: next(matched), config.labels)))  # noqa: B023
     return pairs
+
+
+def _images_below(root: Path, pattern: str) -> list[str]:
+    """What matches below root, by paths from there; no hidden files."""
+    found = (path for path in root.glob(pattern) if path.name[0] != "." and is_image(path))
+    return [path.relative_to(root).as_posix() for path in found]
 
 
 def _spacings(root: Path, config: FolderConfig) -> dict[Path, float]:
@@ -211,7 +249,7 @@ def _spacings(root: Path, config: FolderConfig) -> dict[Path, float]:
                 got=f"row {number}: {text!r}",
                 expected="metres per pixel, above 0, or an empty cell",
             )
-        found[root / row[config.image_column]] = metres
+        found[_below(root, row[config.image_column])] = metres
     return found
 
 
@@ -257,8 +295,14 @@ def _from_index(root: Path, config: FolderConfig) -> list[tuple[Path, Path | Non
         if not row[config.image_column]:
             raise InputError(f"the index {path} has a row without an image", got=f"row {number}: {row}")
         label = row[config.label_column] if config.label_column is not None else None
-        pairs.append((root / row[config.image_column], root / label if label else None))
+        image = _below(root, row[config.image_column])
+        pairs.append((image, _below(root, label) if label else None))
     return pairs
+
+
+def _below(root: Path, text: str) -> Path:
+    """A file of the index, or what stands at an address."""
+    return root / image_path(text)
 
 
 def _keep_names(

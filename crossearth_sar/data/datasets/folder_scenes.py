@@ -24,6 +24,7 @@ from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.files.amplitude import to_amplitude
 from crossearth_sar.data.files.doubts import FillDoubts
 from crossearth_sar.data.files.labels import count_values, label_table, read_label
+from crossearth_sar.data.files.names import members
 from crossearth_sar.data.files.readers import read_image, read_label_parts, read_shape
 from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample
 from crossearth_sar.data.working_scale import described_sample
@@ -116,7 +117,7 @@ class FolderScenes:
         """The files of the whole scene, whichever tile of it a sample is: see `sample.Origin`."""
         scene = self._scenes[self._windows[index][0]]
         label = None if scene.label is None else os.path.abspath(scene.label)
-        return (os.path.abspath(scene.image),), label, None
+        return tuple(os.path.abspath(file) for file in members(scene.image)), label, None
 
     def _load(self, scene: int) -> _Decoded:
         if scene in self._cache:
@@ -131,15 +132,7 @@ class FolderScenes:
 
     def _decode(self, scene: Scene, doubts: FillDoubts | None = None) -> _Decoded:
         config = self.config
-        raw = read_image(
-            scene.image,
-            band_axis=config.band_axis,
-            nodata=config.nodata,
-            bands=config.bands,
-            array_key=config.array_key,
-            scale=config.scale,
-            offset=config.offset,
-        )
+        raw = read_image(scene.image, **config.reading)
         if doubts is not None:
             doubts.look(raw)
         _require_few_bands(scene, len(raw.values))  # here too, for a set opened without a check
@@ -208,7 +201,7 @@ class FolderScenes:
                 fix="correct bands or band_axis",
             )
         if self.config.bands is None:
-            _require_few_bands(scene, shape[0])
+            _require_few_bands(scene, shape[0] // self.config.band_step)
         if scene.label is not None:
             _require_same_size(scene, shape[1:], read_shape(scene.label)[1:])
         return shape

@@ -11,7 +11,8 @@ import numpy as np
 
 from crossearth_sar.errors import InputError
 
-ValueKind = Literal["amplitude", "intensity", "db", "complex"]
+ValueKind = Literal["amplitude", "intensity", "db", "complex", "complex_bands"]
+"""complex_bands: I and Q as two real bands, which the reader joins: `readers.Reading.complex_bands`."""
 
 MAX_PLAUSIBLE_DB = 60.0
 """A dB value beyond this on either side is something else: a nodata number, or linear values."""
@@ -34,7 +35,7 @@ def to_amplitude(
     """Linear amplitude, float32, finite and >= 0, of values in any of the usual forms.
 
     "amplitude" as it is, "intensity" its square root, "db" 10**(dB/20) (dB of power: 10 log10 of
-    intensity), "complex" its magnitude.
+    intensity), "complex" its magnitude, and so "complex_bands", whose pairs of bands are joined already.
 
     Args:
         values: (C, H, W) or any shape ending in (H, W).
@@ -48,7 +49,7 @@ def to_amplitude(
             intensities, dB values beyond 60 on either side or that are linear, and what does not fit float32.
     """
     is_complex = np.iscomplexobj(values)
-    if is_complex != (kind == "complex"):
+    if is_complex != (kind in ("complex", "complex_bands")):
         raise InputError(
             f"{name} is {'complex' if is_complex else 'real'} but its values are declared {kind!r}",
             got=f"dtype {values.dtype}",
@@ -58,7 +59,7 @@ def to_amplitude(
     if valid is None:
         valid = np.isfinite(values).reshape(-1, *values.shape[-2:]).all(axis=0)
     values = np.where(valid, values, values.dtype.type(0))
-    if kind == "complex":
+    if is_complex:
         amplitude = np.abs(values)
     else:
         values = values.astype(np.result_type(values, np.float32), copy=False)
@@ -129,7 +130,7 @@ def _fix_of_negative(values: np.ndarray, count: int, likely_nodata: str | None) 
     share = count / values.size
     if values.ndim == 3 and len(values) == 2 and 0.3 < share < 0.7:
         return (
-            "two bands about 0 are the real and the imaginary part: write them as one complex band; declare "
+            "two bands about 0 are the real and the imaginary part: declare values: complex_bands; declare "
             "values: db if the image is in decibels"
         )
     fix = "declare values: db if the image is in decibels"

@@ -1,9 +1,11 @@
-"""Decoding one image file, or only its header, by its suffix; a damaged file is an error that names it.
+"""Decoding one image file, or only its header, by its name; a damaged file is an error that names it.
 
 PNG, JPEG and BMP go through pillow, TIFF and GeoTIFF through tifffile, NPY and NPZ through numpy with
-pickling off. An alpha band, a transparent value and a mask beside the file (`NAME.msk`, as GDAL writes it)
-say which pixels are there and are no bands. What this is not: an opinion on the axes or the values;
-`readers.py` says which axis holds the bands and which pixels are valid.
+pickling off: own readers, that need nothing more. HDF5 goes through h5py, SICD and SIDD through sarkit, and
+all else, and all that is no local file, through rasterio, where these are installed. An alpha band, a
+transparent value and a mask beside the file (`NAME.msk`, as GDAL writes it) say which pixels are there and
+are no bands. What this is not: an opinion on the axes or the values; `readers.py` says which axis holds the
+bands and which pixels are valid.
 
 H W pixels.
 """
@@ -18,12 +20,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from crossearth_sar.data.files.stored import StoredImage, both_valid, split_alpha
+from crossearth_sar.data.files.hdf import hdf_block_rows, is_hdf, read_hdf
+from crossearth_sar.data.files.names import is_product, is_remote, members
+from crossearth_sar.data.files.nitf import nitf_block_rows, read_nitf
+from crossearth_sar.data.files.raster import raster_block_rows, read_raster
+from crossearth_sar.data.files.several import stacked
+from crossearth_sar.data.files.stored import StoredImage, Window, both_valid, split_alpha
 from crossearth_sar.data.files.tiff import read_mask_file, read_tiff
 from crossearth_sar.errors import InputError, nearest
 
@@ -47,34 +54,79 @@ _DECODE_ERRORS = (
 )  # what pillow, tifffile, imagecodecs and numpy raise on damaged files, seen by damaging thousands
 
 
-def read_stored(path: Path, array_key: str | None, *, decode: bool) -> StoredImage:
-    """Opens a file by its suffix; everything a decoder raises becomes an InputError that names the file."""
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise InputError(
-            f"cannot read {path}: unknown kind of file",
-            got=f"suffix {path.suffix!r}",
-            expected=f"one of {', '.join(_READERS)}",
-            fix="convert it, to GeoTIFF for instance",
-        )
-    if not path.is_file():
+class PartReader(NamedTuple):
+    """A library's reader, that reads windows by itself.
+
+    read: (path, array_key, decode=, window=) -> StoredImage. block_rows: (path, array_key) -> how many rows
+    are decoded at least, None where that is all of them.
+    """
+
+    read: Callable[..., StoredImage]
+    block_rows: Callable[[Path, str | None], int | None]
+
+
+def part_reader(path: Path) -> PartReader | None:
+    """Whoever reads this file; None: one of the own readers, whose windows are in `windows.py`."""
+    suffix = path.suffix.lower()
+    if is_remote(path):
+        return _RASTER
+    if suffix in _READERS:
+        return None
+    if suffix in _HDF_SUFFIXES and path.is_file() and is_hdf(path):
+        return PartReader(read_hdf, hdf_block_rows)
+    if suffix in NITF_SUFFIXES and path.is_file():
+        return PartReader(read_nitf, lambda path, _: nitf_block_rows(path))
+    return _RASTER
+
+
+_RASTER = PartReader(read_raster, raster_block_rows)
+_HDF_SUFFIXES = (".h5", ".hdf5", ".he5", ".hdf", ".nc", ".nc4")
+NITF_SUFFIXES = (".ntf", ".nitf", ".nsf")
+
+
+def read_stored(
+    path: Path, array_key: str | None, *, decode: bool, window: Window | None = None
+) -> StoredImage:
+    """Opens a file by its name; everything a decoder raises becomes an InputError that names the file.
+
+    Args:
+        window: decodes the rectangle alone; for a `part_reader`.
+    """
+    files = members(path)
+    if files != (path,):
+        parts = [read_stored(file, array_key, decode=decode, window=window) for file in files]
+        return stacked(parts, files, path)
+    if not (is_remote(path) or path.is_file() or is_product(path)):
         raise InputError(
             f"cannot read {path}", got="a folder" if path.is_dir() else "no such file", fix="correct the path"
         )
+    reader = part_reader(path)
+    with decoding(path):
+        if reader is not None:
+            stored = reader.read(path, array_key, decode=decode, window=window)
+        else:
+            assert window is None, "own readers have windows.py"
+            stored = _masked_beside(_READERS[path.suffix.lower()](path, array_key, decode), path)
+    return _checked(stored, path)
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Everything that a decoder raises becomes an InputError that names the file."""
     try:
-        stored = _masked_beside(read(path, array_key, decode), path)
+        yield
     except InputError:
         raise
     except _DECODE_ERRORS as error:
         message = " ".join(str(error).split())[:200]
         lacks_codec = isinstance(error, ImportError) or "requires the 'imagecodecs' package" in message
+        size = f", {path.stat().st_size} bytes" if path.is_file() else ""
         raise InputError(
             f"cannot read {path}",
-            got=f"{message} ({type(error).__name__}, {path.stat().st_size} bytes)",
+            got=f"{message} ({type(error).__name__}{size})",
             expected=f"a whole {path.suffix} file",
             fix="pip install imagecodecs" if lacks_codec else "it is damaged or cut short: get it anew",
         ) from error
-    return _checked(stored, path)
 
 
 def _checked(stored: StoredImage, path: Path) -> StoredImage:
@@ -233,3 +285,5 @@ _READERS: dict[str, Callable[[Path, str | None, bool], StoredImage]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
 }
+WITHOUT_PLACE = (".png", ".jpg", ".jpeg", ".bmp", ".npy", ".npz")
+"""Suffixes of files that do not say where they lie, nor how long their pixels are on the ground."""

@@ -112,15 +112,26 @@ def tagged_pixel_m(page: Any) -> float | None:
     keys, matrix = _geo_keys(page), _matrix(page)
     if matrix is None or _MODEL_TYPE not in keys:
         return None
-    (a, b, _), (d, e, north) = matrix
+    size = (page.imagelength, page.imagewidth)
     if keys[_MODEL_TYPE] == _PROJECTED:
-        metres_x = metres_y = _UNIT_METRES.get(keys.get(_LINEAR_UNIT, 9001), math.nan)
-    elif keys[_MODEL_TYPE] == _GEOGRAPHIC and keys.get(_ANGULAR_UNIT, _DEGREE) == _DEGREE:
-        latitude = d * page.imagewidth / 2 + e * page.imagelength / 2 + north
-        metres_x = METRES_PER_DEGREE * math.cos(math.radians(latitude))
-        metres_y = METRES_PER_DEGREE
-    else:
-        return None
+        return ground_pixel_m(matrix, size, _UNIT_METRES.get(keys.get(_LINEAR_UNIT, 9001), math.nan))
+    if keys[_MODEL_TYPE] == _GEOGRAPHIC and keys.get(_ANGULAR_UNIT, _DEGREE) == _DEGREE:
+        return ground_pixel_m(matrix, size, None)
+    return None
+
+
+def ground_pixel_m(matrix: Matrix, size: tuple[int, int], unit_metres: float | None) -> float | None:
+    """The geometric mean of a pixel's two sides in metres; None where they are not finite, or no side.
+
+    Args:
+        size: (H, W). unit_metres: of a unit of the coordinates; None: they are degrees, as long as at
+            the latitude of the image's middle.
+    """
+    (a, b, _), (d, e, north) = matrix
+    metres_x = metres_y = METRES_PER_DEGREE if unit_metres is None else unit_metres
+    if unit_metres is None:
+        latitude = d * size[1] / 2 + e * size[0] / 2 + north
+        metres_x *= math.cos(math.radians(latitude))
     area = math.hypot(a * metres_x, d * metres_y) * math.hypot(b * metres_x, e * metres_y)
     return math.sqrt(area) if 0 < area < math.inf else None
 

@@ -64,9 +64,7 @@ class ImageOnDisk:
         return part.values, part.valid
 
 
-def open_image(
-    path: str | Path, *, array_key: str | None = None, **how: Unpack[Reading]
-) -> RawImage | ImageOnDisk:
+def open_image(path: str | Path, **how: Unpack[Reading]) -> RawImage | ImageOnDisk:
     """`readers.read_image`, which stays on disk where it is large and its format lets it.
 
     Raises:
@@ -74,10 +72,13 @@ def open_image(
             when its rows are read.
     """
     path, bands, band_axis = Path(path), how.get("bands"), how.get("band_axis", "auto")
+    array_key = how.get("array_key")
     count, height, width = read_shape(path, band_axis=band_axis, array_key=array_key)
     fits = bands is None or (bands and all(0 <= band < count for band in bands))
-    least = block_rows(path, band_axis=band_axis) if fits and height * width >= WHOLE_BELOW else None
+    least = None
+    if fits and height * width >= WHOLE_BELOW:
+        least = block_rows(path, band_axis=band_axis, array_key=array_key)
     if least is None:
-        return read_image(path, array_key=array_key, **how)
+        return read_image(path, **how)
     step = least * max(1, BLOCK_PIXELS // (least * width * count))
-    return ImageOnDisk(path, (height, width), read_pixel_m(path), how, step)
+    return ImageOnDisk(path, (height, width), read_pixel_m(path, array_key=array_key), how, step)

@@ -1,9 +1,8 @@
 """Reading one SAR image file as bands, with its valid pixels.
 
 `formats.py` decodes, here the axes are put in order, bands chosen and nodata found; `amplitude.py` makes
-amplitudes of the values. A file is decoded whole: cutting tiles out of it is `folder.py`'s work. What this
-is not: a product reader; Sentinel-1 SAFE and CEOS folders are to be exported to GeoTIFF first, and of
-georeferencing only the ground spacing is looked at.
+amplitudes of the values. A file is decoded whole: `windows.py` reads parts. What this is not: calibration;
+numbers of a product are taken as they are stored.
 
 C bands, H W pixels.
 """
@@ -17,12 +16,16 @@ from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
-from crossearth_sar.data.files.formats import read_stored
+from crossearth_sar.data.files.formats import WITHOUT_PLACE, read_stored
 from crossearth_sar.data.files.georeference import Place
+from crossearth_sar.data.files.names import is_remote
 from crossearth_sar.data.files.stored import StoredImage
 from crossearth_sar.errors import InputError
 
 BandAxis = Literal["auto", "first", "last"]
+
+Valid = Literal["all", "any"]
+"""Where a pixel counts as measured: in all of its bands, or in any."""
 
 MAX_AUTO_BANDS = 16
 """`band_axis="auto"` takes no axis longer than this for the bands."""
@@ -33,8 +36,8 @@ class RawImage:
     """A decoded file before its values mean anything.
 
     values: (C, H, W), real or complex; in the file's own dtype, or float where it has a scale or an offset.
-    valid: (H, W) bool; False where any kept band is NaN, infinite or the nodata value, and where the file's
-        alpha, mask or empty tiles say that nothing is there.
+    valid: (H, W) bool; False where any kept band is NaN, infinite or the nodata value, or where the file's
+        alpha, mask or empty tiles say that nothing is there; with `valid="any"` where all are.
     path: where it came from, for messages.
     pixel_m: metres per pixel on the ground, where the file's tags say so.
     place: where a GeoTIFF's tags put it.
@@ -64,6 +67,9 @@ class Reading(TypedDict, total=False):
     bands: tuple[int, ...] | None
     scale: float | None
     offset: float | None
+    array_key: str | None
+    valid: Valid
+    complex_bands: bool
 
 
 class LabelParts(NamedTuple):
@@ -76,45 +82,34 @@ class LabelParts(NamedTuple):
     place: Place | None
 
 
-def read_image(
-    path: str | Path,
-    *,
-    band_axis: BandAxis = "auto",
-    nodata: float | None = None,
-    bands: tuple[int, ...] | None = None,
-    array_key: str | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-) -> RawImage:
+def read_image(path: str | Path, **how: Unpack[Reading]) -> RawImage:
     """Reads an image file into (C, H, W) with a mask of its valid pixels.
 
     Args:
-        path: .png .jpg .jpeg .bmp .tif .tiff .npy or .npz. Of a TIFF the first image series is read (its
-            overviews are not). A grey colour table is applied, a coloured one refused. An alpha band is no
-            band: it says which pixels are valid, and so do a mask in the file or beside it (`NAME.msk`).
+        path: .png .jpg .jpeg .bmp .tif .tiff .npy or .npz; with h5py .h5 and NetCDF-4, with sarkit SICD and
+            SIDD, with rasterio all else that GDAL reads, also from afar; several files by braces,
+            `a_{vv,vh}.tif`; a Sentinel-1 SAFE folder or its zip. Of a TIFF the first image series is read
+            (its overviews are not). A grey colour table is applied, a coloured one refused. An alpha band is
+            no band: it says which pixels are valid, and so do a mask in the file or beside it (`NAME.msk`).
         band_axis: where the bands are in a file of three axes. "auto" takes what a TIFF says of its
             samples per pixel; where the file says nothing, the first or the last axis if it alone is at most
             16 long and the other two are at least twice as long.
         nodata: the stored value of pixels without a measurement, over what GDAL's tag in a TIFF says; for
             complex values its real part, with an imaginary part of 0 or the same.
         bands: indices from 0 of the bands to keep, in this order; None keeps all.
-        array_key: which array of an .npz; needed where it holds several.
+        array_key: which array of an .npz or HDF5 file, which image of a file of GDAL's that holds several;
+            needed where it is not clear.
         scale, offset: values are the stored numbers times scale plus offset; over what GDAL's metadata tag in
             a TIFF says, band by band.
+        valid: "all", the default: a pixel is valid where all kept bands are. "any": where one is, and in a
+            band that is missing there stand the numbers of the first that is not.
+        complex_bands: bands are I and Q in turns, of integers or floats: one complex band of two.
 
     Raises:
         InputError: the file is missing, truncated, of no supported kind, not numeric; its band axis is
             ambiguous; a band does not exist; or no pixel of it is valid.
     """
-    raw = read_whole(
-        path,
-        band_axis=band_axis,
-        nodata=nodata,
-        bands=bands,
-        array_key=array_key,
-        scale=scale,
-        offset=offset,
-    )
+    raw = read_whole(path, **how)
     if not raw.valid.any():
         raise InputError(
             f"{raw.path} has no valid pixel",
@@ -125,21 +120,50 @@ def read_image(
     return raw
 
 
-def read_whole(path: str | Path, *, array_key: str | None = None, **how: Unpack[Reading]) -> RawImage:
+def read_whole(path: str | Path, **how: Unpack[Reading]) -> RawImage:
     """`read_image` of a file that may have no valid pixel, as a patch of a scene may."""
-    return raw_image(read_stored(Path(path), array_key, decode=True), Path(path), **how)
+    return raw_image(read_stored(Path(path), how.get("array_key"), decode=True), Path(path), **how)
 
 
 def raw_image(stored: StoredImage, path: Path, **how: Unpack[Reading]) -> RawImage:
     """What `read_image` makes of a decoded file, or of a rectangle of one, which may have no valid pixel."""
     bands, nodata = how.get("bands"), how.get("nodata")
     values = _pick_bands(_colormap_to_grey(stored, path), stored, how.get("band_axis", "auto"), bands, path)
-    valid = valid_pixels(values, stored.nodata if nodata is None else nodata)
+    pairs_of_bands = how.get("complex_bands", False)
+    numbers = _joined(values, path) if pairs_of_bands else values  # I may be 0 where Q is not
+    measured = measured_numbers(numbers, stored.nodata if nodata is None else nodata)
     if stored.valid is not None:
-        valid &= stored.valid
+        is_there = stored.valid if stored.valid.ndim == 2 or bands is None else stored.valid[list(bands)]
+        is_pair = pairs_of_bands and is_there.ndim == 3
+        measured &= is_there[0::2] & is_there[1::2] if is_pair else is_there
     pairs = stored.scales if bands is None or stored.scales is None else [stored.scales[b] for b in bands]
     values = _scaled(values, pairs, how.get("scale"), how.get("offset"))
-    return RawImage(values, valid, path, stored.pixel_m, stored.place)
+    values = _joined(values, path) if pairs_of_bands else values
+    if how.get("valid", "all") == "all":
+        return RawImage(values, np.asarray(measured.all(axis=0)), path, stored.pixel_m, stored.place)
+    return RawImage(
+        _lent(values, measured), np.asarray(measured.any(axis=0)), path, stored.pixel_m, stored.place
+    )
+
+
+def _joined(values: np.ndarray, path: Path) -> np.ndarray:
+    """(C / 2, H, W) complex numbers of I, Q, I, Q …"""
+    if len(values) % 2 or np.iscomplexobj(values):
+        raise InputError(
+            f"{path} is no pairs of I and Q, as values: complex_bands says",
+            got=f"{len(values)} bands of {values.dtype}",
+            expected="two real bands for each band: the real part, then the imaginary",
+            fix="declare values: complex if it is complex, or choose two: bands: [0, 1]",
+        )
+    out = np.empty((len(values) // 2, *values.shape[1:]), np.result_type(values.dtype, np.complex64))
+    out.real, out.imag = values[0::2], values[1::2]
+    return out
+
+
+def _lent(values: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Where a band is missing, the first one that is measured there: what a model of one band sees in all."""
+    first = np.take_along_axis(values, measured.argmax(axis=0)[None], axis=0)
+    return np.where(measured, values, first)
 
 
 def _scaled(
@@ -195,7 +219,10 @@ def label_parts(stored: StoredImage, path: Path, *, expand_colors: bool) -> Labe
     assert stored.values is not None
     if stored.colormap is None:
         values = _pick_bands(stored.values, stored, "auto", None, path)
-        return LabelParts(values, stored.valid, stored.nodata, stored.place)
+        labelled = stored.valid
+        if labelled is not None and labelled.ndim == 3:
+            labelled = np.asarray(labelled.all(axis=0))
+        return LabelParts(values, labelled, stored.nodata, stored.place)
     # which entries of a colour table are drawn transparent says nothing of what they stand for
     colors = _apply_colormap(stored, path) if expand_colors else stored.values[..., None]
     return LabelParts(np.moveaxis(colors, -1, 0), None, stored.nodata, stored.place)
@@ -219,22 +246,24 @@ def read_shape(
     return stored.shape[axis], height, width
 
 
-def read_pixel_m(path: str | Path) -> float | None:
-    """Metres per pixel on the ground as a GeoTIFF's tags say; None for other files and where they do not."""
+def read_pixel_m(path: str | Path, *, array_key: str | None = None) -> float | None:
+    """Metres per pixel on the ground as the file says; None where it does not, as a PNG."""
     path = Path(path)
-    is_tiff = path.suffix.lower() in (".tif", ".tiff")
-    return read_stored(path, None, decode=False).pixel_m if is_tiff else None
+    return read_stored(path, array_key, decode=False).pixel_m if _may_have_place(path) else None
 
 
-def read_place(path: str | Path) -> Place | None:
-    """Where a GeoTIFF's tags put it; None for other files and where they do not say."""
+def read_place(path: str | Path, *, array_key: str | None = None) -> Place | None:
+    """Where the file says that it lies; None where it does not, as a PNG."""
     path = Path(path)
-    is_tiff = path.suffix.lower() in (".tif", ".tiff")
-    return read_stored(path, None, decode=False).place if is_tiff else None
+    return read_stored(path, array_key, decode=False).place if _may_have_place(path) else None
 
 
-def valid_pixels(values: np.ndarray, nodata: float | None) -> np.ndarray:
-    """(H, W) bool of (C, H, W) values; nodata is compared in the file's own precision."""
+def _may_have_place(path: Path) -> bool:
+    return is_remote(path) or path.suffix.lower() not in WITHOUT_PLACE
+
+
+def measured_numbers(values: np.ndarray, nodata: float | None) -> np.ndarray:
+    """(C, H, W) bool of (C, H, W) values; nodata is compared in the file's own precision."""
     good: np.ndarray = np.isfinite(values)
     if nodata is not None and np.isfinite(nodata):
         if values.dtype.kind == "c":
@@ -246,7 +275,7 @@ def valid_pixels(values: np.ndarray, nodata: float | None) -> np.ndarray:
         else:
             is_nodata = values == nodata
         good &= ~is_nodata
-    return np.asarray(good.all(axis=0))
+    return good
 
 
 def _pick_bands(

@@ -14,6 +14,25 @@ from crossearth_sar.errors import InputError
 
 
 @dataclass(frozen=True)
+class Window:
+    """Rows top .. top + height, columns left .. left + width."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, rows: slice, columns: slice) -> Window:
+        """The window of rows and columns as `spacing.sliding_windows` gives them."""
+        return cls(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+@dataclass(frozen=True)
 class StoredImage:
     """A file as stored, without its alpha: `values` and `valid` are None after a look at the header alone.
 
@@ -21,8 +40,8 @@ class StoredImage:
     nodata: of the stored numbers, before scale and offset.
     colormap: (N, 3) uint8 of a paletted file, else None.
     pixel_m: metres per pixel on the ground, where a GeoTIFF's tags say so.
-    valid: (H, W) bool, False where an alpha band, a mask or an empty tile says that nothing is there; None:
-        the file says nothing of the kind.
+    valid: (H, W) bool, or (C, H, W) where bands differ, False where an alpha band, a mask or an empty tile
+        says that nothing is there; None: the file says nothing of the kind.
     scales: (scale, offset) of each band, where the file has any: what is meant is stored * scale + offset.
     place: where a GeoTIFF's tags put it.
     """

@@ -2,22 +2,24 @@
 
 A satellite scene of 5556 x 3704 holds 88 patches; decoding all of it for each would cost most of the reading
 time. Of a TIFF only the strips or tiles under the rectangle are decoded (an uncompressed one is mapped), an
-NPY file is mapped; other formats are decoded whole and cut. What this is not: a cache.
+NPY file is mapped; h5py, sarkit and rasterio read their own windows; other formats are decoded whole and cut.
+What this is not: a cache.
 
 C bands, H W pixels, h w pixels of the rectangle.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 import tifffile
 
-from crossearth_sar.data.files.formats import read_stored
+from crossearth_sar.data.files.formats import part_reader, read_stored
 from crossearth_sar.data.files.georeference import tagged_pixel_m
+from crossearth_sar.data.files.names import members
 from crossearth_sar.data.files.readers import (
     BandAxis,
     LabelParts,
@@ -28,28 +30,10 @@ from crossearth_sar.data.files.readers import (
     read_shape,
     stored_band_axis,
 )
-from crossearth_sar.data.files.stored import StoredImage, both_valid, split_alpha
+from crossearth_sar.data.files.several import stacked
+from crossearth_sar.data.files.stored import StoredImage, Window, both_valid, split_alpha
 from crossearth_sar.data.files.tiff import alpha_sample, gdal_nodata, gdal_scales, mask_page, segment_grid
 from crossearth_sar.errors import InputError
-
-
-@dataclass(frozen=True)
-class Window:
-    """Rows top .. top + height, columns left .. left + width."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @classmethod
-    def of(cls, rows: slice, columns: slice) -> Window:
-        """The window of rows and columns as `spacing.sliding_windows` gives them."""
-        return cls(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
 def read_image_window(path: str | Path, window: Window, **how: Unpack[Reading]) -> RawImage:
@@ -58,7 +42,7 @@ def read_image_window(path: str | Path, window: Window, **how: Unpack[Reading]) 
     Raises:
         InputError: the file cannot be read, a band does not exist, or the rectangle reaches beyond it.
     """
-    stored = stored_window(Path(path), window, how.get("band_axis", "auto"))
+    stored = stored_window(Path(path), window, how.get("band_axis", "auto"), how.get("array_key"))
     if stored.sample_axis is not None:
         how = {**how, "band_axis": "auto"}
     return raw_image(stored, Path(path), **how)
@@ -69,20 +53,32 @@ def read_label_window(path: str | Path, window: Window, *, expand_colors: bool =
     return label_parts(stored_window(Path(path), window), Path(path), expand_colors=expand_colors)
 
 
-def stored_window(path: Path, window: Window, band_axis: BandAxis = "auto") -> StoredImage:
+def stored_window(
+    path: Path, window: Window, band_axis: BandAxis = "auto", array_key: str | None = None
+) -> StoredImage:
     """What `formats.read_stored` gives of the rectangle alone; errors as in `read_image_window`."""
-    bands, height, width = read_shape(path, band_axis=band_axis)  # finds truncated files, too
+    files = members(path)
+    if files != (path,):
+        parts = [stored_window(file, window, "auto", array_key) for file in files]
+        return stacked(parts, files, path)
+    shape = read_shape(path, band_axis=band_axis, array_key=array_key)  # finds truncated files, too
+    bands, height, width = shape
     inside = 0 <= window.top <= height - window.height and 0 <= window.left <= width - window.width
     if not inside:
         raise InputError(
             f"{path} is smaller than the part to read", got=f"{height} x {width}", expected=window
         )
-    stored = None
-    if _is_read_in_parts(path, band_axis):
+    stored, reader = None, part_reader(path)
+    if reader is not None:
+        if reader.block_rows(path, array_key) is not None:
+            stored = read_stored(path, array_key, decode=True, window=window)
+    elif _is_read_in_parts(path, band_axis):
         stored = _tiff_window(path, window)
     elif path.suffix.lower() == ".npy":
         stored = _npy_window(path, window, (bands, height, width))
-    return _cut(read_stored(path, None, decode=True), path, window, band_axis) if stored is None else stored
+    if stored is None:
+        stored = _cut(read_stored(path, array_key, decode=True), path, window, band_axis)
+    return stored
 
 
 def _cut(stored: StoredImage, path: Path, window: Window, band_axis: BandAxis) -> StoredImage:
@@ -92,12 +88,19 @@ def _cut(stored: StoredImage, path: Path, window: Window, band_axis: BandAxis) -
     if values.ndim == 3:
         values, axis = np.moveaxis(values, stored_band_axis(stored, band_axis, path), 0), 0
     values = values[..., rows, columns]
-    valid = None if stored.valid is None else stored.valid[rows, columns]
+    valid = None if stored.valid is None else stored.valid[..., rows, columns]
     return replace(stored, shape=values.shape, values=values, sample_axis=axis, valid=valid, place=None)
 
 
-def block_rows(path: Path, *, band_axis: BandAxis = "auto") -> int | None:
+def block_rows(path: Path, *, band_axis: BandAxis = "auto", array_key: str | None = None) -> int | None:
     """How many rows of a file `read_image_window` decodes at least; None where that is all of them."""
+    files = members(path)
+    if files != (path,):
+        each = [block_rows(file, array_key=array_key) for file in files]
+        return max((rows for rows in each if rows is not None), default=None) if None not in each else None
+    reader = part_reader(path)
+    if reader is not None:
+        return reader.block_rows(path, array_key)
     if path.suffix.lower() == ".npy":
         return 1
     if not _is_read_in_parts(path, band_axis):

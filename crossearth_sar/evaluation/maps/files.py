@@ -28,13 +28,13 @@ _GDAL_METADATA, _GDAL_NODATA = 42112, 42113
 
 
 def write_class_map(
-    classes_HW: np.ndarray, target: str | Path, classes: ClassTable, *, like: str | Path | None = None
+    classes_HW: np.ndarray, target: str | Path, classes: ClassTable, *, like: str | Path | Place | None = None
 ) -> Path:
     """Writes uint8 class numbers, 255 for nodata, by the suffix of `target`: .png, or .tif with rasterio.
 
     Args:
-        like: the image that it is the map of: a GeoTIFF lies where that lies, a PNG gets a copy of its world
-            file.
+        like: the image that it is the map of, or its place: a GeoTIFF lies there, a PNG gets a copy of an
+            image's world file.
 
     Raises:
         InputError: rasterio cannot read `like`, that is an image of another size, or the map cannot be
@@ -43,7 +43,7 @@ def write_class_map(
     target = Path(target)
     if target.suffix != ".png":
         assert target.suffix == ".tif", "the caller names the file"
-        place = Place({}) if like is None else place_of(Path(like), _size(classes_HW))
+        place = _place(like, _size(classes_HW))
         write_cog(classes_HW[None], target, place, ("class",), classes=classes)
         return target
     neutral = neutral_color(classes.palette)
@@ -54,13 +54,17 @@ def write_class_map(
         picture.save(part, format="PNG")
         if not is_whole(part, _size(classes_HW)):
             raise OSError("what was written cannot be read back")
-        if like is not None:
+        if isinstance(like, str | Path):
             copy_world_file(Path(like), target)
     return target
 
 
 def write_percents(
-    percent_BHW: np.ndarray, target: str | Path, names: tuple[str, ...], *, like: str | Path | None = None
+    percent_BHW: np.ndarray,
+    target: str | Path,
+    names: tuple[str, ...],
+    *,
+    like: str | Path | Place | None = None,
 ) -> Path:
     """Writes uint8 percents, 255 for nodata, as a TIFF whose bands have names.
 
@@ -72,7 +76,7 @@ def write_percents(
     """
     target = Path(target)
     if like is not None:
-        place = place_of(Path(like), (percent_BHW.shape[1], percent_BHW.shape[2]))
+        place = _place(like, (percent_BHW.shape[1], percent_BHW.shape[2]))
         write_cog(percent_BHW, target, place, names)
         return target
     items = "".join(
@@ -104,6 +108,12 @@ def is_whole(path: Path, size: tuple[int, int]) -> bool:
     except (InputError, OSError, SyntaxError, ValueError):
         return False
     return found == size
+
+
+def _place(like: str | Path | Place | None, size: tuple[int, int]) -> Place:
+    if isinstance(like, Place):
+        return like
+    return Place({}) if like is None else place_of(Path(like), size)
 
 
 def _size(map_HW: np.ndarray) -> tuple[int, int]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossearth_sar.data.files.formats import NITF_SUFFIXES
+from crossearth_sar.data.files.hdf import hdf_grid, is_hdf
+from crossearth_sar.data.files.names import is_remote, members
+from crossearth_sar.data.files.nitf import nitf_corners, nitf_kind
+from crossearth_sar.data.files.raster import open_raster
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.maps.whole import write_text
 
@@ -19,27 +23,20 @@ class Place:
     rpcs: Any = None
 
 
-def place_of(image: Path, size: tuple[int, int]) -> Place:
-    """What rasterio finds in the image of (height, width).
+def place_of(image: Path, size: tuple[int, int], array_key: str | None = None) -> Place:
+    """What the image of (height, width) says, by rasterio or, of HDF5, SICD and SIDD, by itself; of an image
+    of several files the first.
 
     Raises:
         InputError: rasterio cannot read it, or sees an image of another size.
     """
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # gives a map without one
-            with rasterio.open(image) as source:
-                found, (points, points_crs) = (source.height, source.width), source.gcps
-                rpcs, transform, crs = source.rpcs, source.transform, source.crs
-    except RasterioIOError as error:
-        raise InputError(
-            f"rasterio cannot read the georeference of {image}",
-            got=str(error),
-            fix="convert it to a common GeoTIFF",
-        ) from error
+    image = members(image)[0]
+    other = _of_other_libraries(image, array_key)
+    if other is not None:
+        return other
+    with open_raster(image, array_key) as source:
+        found, (points, points_crs) = (source.height, source.width), source.gcps
+        rpcs, transform, crs = source.rpcs, source.transform, source.crs
     if found != size:
         raise InputError(
             f"rasterio sees an image of another size in {image}",
@@ -50,6 +47,28 @@ def place_of(image: Path, size: tuple[int, int]) -> Place:
     if points:
         return Place({"gcps": points, "crs": points_crs}, rpcs)
     return Place({"crs": crs} if transform.is_identity else {"transform": transform, "crs": crs}, rpcs)
+
+
+def _of_other_libraries(image: Path, array_key: str | None) -> Place | None:
+    from rasterio import Affine
+    from rasterio.control import GroundControlPoint
+    from rasterio.crs import CRS
+
+    if is_remote(image) or not image.is_file():
+        return None
+    if is_hdf(image):
+        grid = hdf_grid(image, array_key)
+        if grid is None:
+            return Place({})
+        crs = {} if grid.system is None else {"crs": CRS.from_user_input(grid.system)}
+        return Place({"transform": Affine(*grid.matrix[0], *grid.matrix[1]), **crs})
+    if image.suffix.lower() not in NITF_SUFFIXES or nitf_kind(image) is None:
+        return None
+    points = [
+        GroundControlPoint(row=row, col=column, x=longitude, y=latitude, z=0.0, id=str(i))
+        for i, (row, column, latitude, longitude) in enumerate(nitf_corners(image, array_key), 1)
+    ]
+    return Place({"gcps": points, "crs": CRS.from_epsg(4326)} if points else {})
 
 
 def copy_world_file(image: Path, target: Path) -> None:
