@@ -118,11 +118,12 @@ class TrainTransform:
         down, across = (_window(extent, size, scale) for extent in view.size)
         out = down.out, across.out
         part = self._place(view, down, across, places)
-        crop = centre_pixels(part["mask"], out)
+        crop = centre_pixels(part["mask"].byte(), out)  # an eighth of the bytes on its way
         window = averaged(part["image"], out, part.get("valid"))
         padding = (0, size - across.out, 0, size - down.out)
-        image, mask = mirrored(window, padding), F.pad(crop, padding, value=IGNORE_INDEX)
-        return cast(Sample, {**part, "image": image, "mask": mask})
+        if any(padding):
+            window, crop = mirrored(window, padding), F.pad(crop, padding, value=IGNORE_INDEX)
+        return cast(Sample, {**part, "image": window, "mask": crop})
 
     def _place(self, view: View, down: _Axis, across: _Axis, places: list[list[float]]) -> Sample:
         """What is at the first place whose largest class keeps to its share, else at the best one."""

@@ -73,15 +73,19 @@ class SceneWindows:
         InputError: image and label differ in size, or lie in different places.
     """
 
-    def __init__(self, scene: Scene, config: FolderConfig, labels: LabelTable, size: tuple[int, int]) -> None:
-        self.scene, self.config, self.labels, self.size = scene, config, labels, size
+    def __init__(self, scene: Scene, config: FolderConfig, labels: LabelTable) -> None:
+        self.scene, self.config, self.labels = scene, config, labels
+        self._shape = read_shape(scene.image, band_axis=config.band_axis)
+        self.size = self._shape[1:]
         self.pixel_m = _pixel_m(scene, config, None)
         if self.pixel_m is None:
             self.pixel_m = read_pixel_m(scene.image)
         self._newest: tuple[Window, np.ndarray] | None = None  # the place that is looked at is then read
         self._flips, self._in_parts = (False, False), True
+        self._label_shape: tuple[int, int, int] | None = None
         if scene.label is not None:
-            require_same_size(scene, size, read_shape(scene.label)[1:])
+            self._label_shape = read_shape(scene.label)
+            require_same_size(scene, self.size, self._label_shape[1:])
             self._in_parts = block_rows(scene.label) is not None
             self._flips = label_flips(read_place(scene.image), read_place(scene.label), scene.label)
 
@@ -94,7 +98,8 @@ class SceneWindows:
 
     def decode(self, rows: slice, columns: slice) -> Decoded:
         """A rectangle as `decode_scene` has it of whole scenes."""
-        raw = read_image_window(self.scene.image, Window.of(rows, columns), **_how(self.config))
+        window = Window.of(rows, columns)
+        raw = read_image_window(self.scene.image, window, shape=self._shape, **_how(self.config))
         return _decoded(raw, self.mask(rows, columns).copy(), self.scene, self.config)
 
     def _read_mask(self, window: Window) -> np.ndarray:
@@ -108,9 +113,9 @@ class SceneWindows:
         height, width = self.size
         top = height - window.top - window.height if turned_rows else window.top
         left = width - window.left - window.width if turned_columns else window.left
-        parts = read_label_window(
-            path, Window(top, left, window.height, window.width), expand_colors=self.labels.is_rgb
-        )
+        turned = Window(top, left, window.height, window.width)
+        is_rgb = self.labels.is_rgb
+        parts = read_label_window(path, turned, shape=self._label_shape, expand_colors=is_rgb)
         mask = decode_label_parts(parts, self.labels, name=path)
         return mask[:: -1 if turned_rows else 1, :: -1 if turned_columns else 1]
 
@@ -126,7 +131,7 @@ def windows_of(
     """None where the scene is small, or its format cannot be read in parts; errors as of SceneWindows."""
     if size[0] * size[1] <= WINDOWED_PIXELS or block_rows(scene.image, band_axis=config.band_axis) is None:
         return None
-    return SceneWindows(scene, config, labels, size)
+    return SceneWindows(scene, config, labels)
 
 
 def require_same_size(scene: Scene, image: Sequence[int], label: Sequence[int]) -> None:

@@ -163,10 +163,7 @@ def decode_label(
         raw = (red << 16) | (green << 8) | blue
     else:
         raw = values[0]
-    codes = np.array(table.codes, dtype=np.int64)
-    position = np.minimum(np.searchsorted(codes, raw), len(codes) - 1)
-    known = codes[position] == raw
-    mask = np.array(table.indices, dtype=np.uint8)[position]
+    mask, known = _looked_up(raw, table)
     for missing in (
         np.isnan(raw) if raw.dtype.kind == "f" else None,
         None if labelled is None else ~labelled,
@@ -177,6 +174,24 @@ def decode_label(
     if not known.all():
         _refuse_unknown(raw[~known], table, name)
     return mask
+
+
+def _looked_up(raw: np.ndarray, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
+    """Class indices of raw values or packed colours, and whether the table knows each."""
+    codes, indices = np.array(table.codes, dtype=np.int64), np.array(table.indices, dtype=np.uint8)
+    if raw.dtype == np.uint8:
+        is_byte = (codes >= 0) & (codes <= 255)
+        of_byte, is_known = np.zeros(256, np.uint8), np.zeros(256, bool)
+        of_byte[codes[is_byte]], is_known[codes[is_byte]] = indices[is_byte], True
+        return _translated(raw, of_byte), _translated(raw, is_known)
+    position = np.minimum(np.searchsorted(codes, raw), len(codes) - 1)
+    return indices[position], codes[position] == raw
+
+
+def _translated(raw: np.ndarray, of_byte: np.ndarray) -> np.ndarray:
+    """`of_byte[raw]` of bytes, many times as fast."""
+    translated = bytearray(raw.tobytes()).translate(of_byte.tobytes())
+    return np.frombuffer(translated, of_byte.dtype).reshape(raw.shape)
 
 
 def count_values(parts: LabelParts, table: LabelTable) -> Counter[int | float]:

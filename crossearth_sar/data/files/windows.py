@@ -52,26 +52,44 @@ class Window:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
-def read_image_window(path: str | Path, window: Window, **how: Unpack[Reading]) -> RawImage:
+def read_image_window(
+    path: str | Path, window: Window, *, shape: tuple[int, int, int] | None = None, **how: Unpack[Reading]
+) -> RawImage:
     """The rectangle as `readers.read_image` reads whole files; its place is not known, nor need it be valid.
+
+    Args:
+        shape: what `readers.read_shape` said of the file, for whoever reads many windows of one; None: it is
+            looked at again.
 
     Raises:
         InputError: the file cannot be read, a band does not exist, or the rectangle reaches beyond it.
     """
-    stored = stored_window(Path(path), window, how.get("band_axis", "auto"))
+    stored = stored_window(Path(path), window, how.get("band_axis", "auto"), shape)
     if stored.sample_axis is not None:
         how = {**how, "band_axis": "auto"}
     return raw_image(stored, Path(path), **how)
 
 
-def read_label_window(path: str | Path, window: Window, *, expand_colors: bool = False) -> LabelParts:
-    """The rectangle as `readers.read_label_parts` reads whole files; errors as in `read_image_window`."""
-    return label_parts(stored_window(Path(path), window), Path(path), expand_colors=expand_colors)
+def read_label_window(
+    path: str | Path,
+    window: Window,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    expand_colors: bool = False,
+) -> LabelParts:
+    """The rectangle as `readers.read_label_parts` reads whole files; `shape` and errors as in
+    `read_image_window`."""
+    stored = stored_window(Path(path), window, shape=shape)
+    return label_parts(stored, Path(path), expand_colors=expand_colors)
 
 
-def stored_window(path: Path, window: Window, band_axis: BandAxis = "auto") -> StoredImage:
-    """What `formats.read_stored` gives of the rectangle alone; errors as in `read_image_window`."""
-    bands, height, width = read_shape(path, band_axis=band_axis)  # finds truncated files, too
+def stored_window(
+    path: Path, window: Window, band_axis: BandAxis = "auto", shape: tuple[int, int, int] | None = None
+) -> StoredImage:
+    """What `formats.read_stored` gives of the rectangle alone; `shape` and errors as in
+    `read_image_window`."""
+    # looking at it finds truncated files, too
+    bands, height, width = read_shape(path, band_axis=band_axis) if shape is None else shape
     inside = 0 <= window.top <= height - window.height and 0 <= window.left <= width - window.width
     if not inside:
         raise InputError(
