@@ -69,7 +69,9 @@ class FolderScenes:
     def __init__(self, config: FolderConfig, *, check: bool = True) -> None:
         self.config = config
         self.classes = class_table(config.classes, config.palette)
-        self.labels = label_table(config.classes, config.label_values, config.label_palette)
+        self.labels = label_table(
+            config.classes, config.label_values, config.label_palette, config.label_tolerance
+        )
         self._scenes = find_scenes(config)
         self._cache: OrderedDict[int, Decoded] = OrderedDict()
         self._large: dict[int, SceneWindows | None] = {}
