@@ -28,7 +28,7 @@ def speckle(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 def save(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".tif":
+    if path.suffix in (".tif", ".tiff"):
         settings = (
             {"compression": "zlib", "compressionargs": {"level": 1}} if values.dtype == np.uint8 else {}
         )
@@ -37,19 +37,40 @@ def save(path: Path, values: np.ndarray) -> None:
         Image.fromarray(values).save(path)
 
 
-def air(root: Path, places: int = 5) -> None:
+AIR_SIZE = 600, 2560
+"""(H, W) of a scene: 2 x 5 patches, of which the second row is shifted inward over the first."""
+
+
+AIR_1_COLORS = np.array(
+    [(0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255), (255, 255, 0), (255, 255, 255)], np.uint8
+)
+"""Of AIR-PolSAR-Seg-1.0: industrial, natural, land use, water, housing, other."""
+
+
+def air(root: Path, width: int = AIR_SIZE[1]) -> None:
+    """Three scenes in int16 components, and labels as if compressed: 1 % of the colours are off by up to 10 a
+    channel, a few by far."""
     spec = BENCHMARK_DATASETS["AIR-PolSAR-Seg-2.0"]
-    assert spec.palette is not None
-    colors = np.array(spec.palette, np.uint8)
+    colors = np.array([spec.label_palette[name] for name in spec.classes], np.int64)
     rng = np.random.default_rng(0)
-    base = rng.normal(size=(512, 512)) + 1j * rng.normal(size=(512, 512))
-    for region in ("north", "south"):
-        for i in range(places):
-            for k, channel in enumerate(("HH", "HV", "VH", "VV")):
-                values = (base * (1 + i + 10 * k)).astype(np.complex64)
-                path = root / spec.folder / region / channel / f"{i}.tif"
-                save(path, values)
-            save(root / spec.folder / region / "label" / f"{i}.png", colors[stripes(512, 512, 6)])
+    height, folder = AIR_SIZE[0], root / spec.folder
+    for i, scene in enumerate(("bj", "sh", "gz")):
+        for k, channel in enumerate(("hh", "hv", "vh", "vv")):
+            parts = rng.normal(0, 50 * (1 + i + k), (height, width, 2)).round().astype(np.int16)
+            parts[..., 0] |= 1  # no pixel of power 0, which statistics leave out
+            save_components(folder / scene / f"{scene}_{channel}.tiff", parts)
+        label = colors[stripes(height, width, 6)]
+        label[:, :100] = 255
+        off = rng.random((height, width, 1)) < 0.01
+        label = (label + off * rng.integers(-10, 11, label.shape)).clip(0, 255).astype(np.uint8)
+        label[100:110, 200:210] = 128
+        save(folder / scene / "modified" / f"{scene}_gt_modify.tiff", label)
+
+
+def save_components(path: Path, parts: np.ndarray) -> None:
+    """(H, W, 2): the real and the imaginary part as two bands of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, parts, photometric="minisblack", planarconfig="contig", rowsperstrip=32)
 
 
 def ddhr(root: Path, patches: int = 5) -> None:

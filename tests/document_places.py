@@ -96,7 +96,7 @@ def model_folder(folder: Path, num_classes: int, *, named: bool = False) -> None
 def benchmarks(place: Path) -> None:
     """Two of the six datasets, and BACKBONE."""
     if not (place / "data" / "DDHR-SK").exists():
-        air(place / "data", places=2)
+        air(place / "data")
         ddhr(place / "data", patches=2)
     backbone(place)
 

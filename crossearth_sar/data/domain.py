@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from crossearth_sar.config import require
 from crossearth_sar.data.datasets.folder import FolderConfig
 from crossearth_sar.data.datasets.folder_scenes import FolderScenes
@@ -28,6 +30,7 @@ from crossearth_sar.data.datasets.spec import DatasetSpec
 from crossearth_sar.data.domain_statistics import ImageStatistics, NameStatistics, measure_db
 from crossearth_sar.data.sample import Origin, Sample, SegmentationDataset
 from crossearth_sar.data.simulator.scenes import SimulatedScenes, SimulatorConfig
+from crossearth_sar.data.views import View, view_of
 from crossearth_sar.errors import InputError
 from crossearth_sar.input_contract import InputContract, joined
 from crossearth_sar.spacing import evenly_spaced
@@ -132,6 +135,10 @@ class Mixture:
         part, place = self._find(index)
         return part[place]
 
+    def view(self, index: int) -> View | None:
+        part, place = self._find(index)
+        return part.view(place)
+
     def origin(self, index: int) -> Origin:
         part, place = self._find(index)
         return part.origin(place)
@@ -165,22 +172,34 @@ class Domain:
             self.db_mean, self.db_std = measure_db(dataset, pixel_m=pixel_m, domain=config.name)
         self._images = ImageStatistics(dataset, pixel_m)
         if pixel_m is not None and len(dataset):
-            self._tell_unknown(dataset[0])
+            first = view_of(dataset, 0) or View.of(dataset[0])
+            self._tell_unknown(first.pixel_m, first.name)
 
     def __len__(self) -> int:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[self._chosen[index]]
-        self._tell_unknown(sample)
+        self._tell_unknown(sample.get("pixel_m"), sample["name"])
         if "db_mean" in sample:  # of a mixture: its part's
             return sample
-        mean, std = self.db_mean, self.db_std
-        if self._by_name is not None:
-            mean, std = self._by_name.of(self._chosen[index])
-        if mean is None or std is None:
-            mean, std = self._images.of(self._chosen[index], sample)
+        mean, std = self._statistics(index, sample)
         return {**sample, "db_mean": mean, "db_std": std}
+
+    def view(self, index: int) -> View | None:
+        """Sample `index` before it is read, where it is a large image (`views.View`)."""
+        view = view_of(self.dataset, self._chosen[index])
+        if view is None or isinstance(self.dataset, Mixture):
+            return view
+        self._tell_unknown(view.pixel_m, view.name)
+        return view.with_statistics(*self._statistics(index))
+
+    def _statistics(self, index: int, sample: Sample | None = None) -> tuple[Tensor, Tensor]:
+        if self._by_name is not None:
+            return self._by_name.of(self._chosen[index])
+        if self.db_mean is not None and self.db_std is not None:
+            return self.db_mean, self.db_std
+        return self._images.of(self._chosen[index], sample)
 
     def origin(self, index: int) -> Origin:
         """Where the sample comes from, see `sample.Origin`."""
@@ -202,16 +221,16 @@ class Domain:
         bands = len(self.db_mean) if self.db_mean is not None else len(self.dataset[self._chosen[0]]["image"])
         return InputContract(domain=self.name, bands=bands, **known)
 
-    def _tell_unknown(self, sample: Sample) -> None:
+    def _tell_unknown(self, own_m: float | None, name: str) -> None:
         """Once a domain: that an image is taken as it is, since nothing says how long its pixels are."""
-        if self.pixel_m is None or self._told or "pixel_m" in sample:
+        if self.pixel_m is None or self._told or own_m is not None:
             return
         self._told = True
         _log.warning(
             "domain %r: the ground spacing of %s is not known, so it is taken as it is, though the model "
             "works at %g m a pixel; say it: pixel_m of the folder, or of the dataset's changes, in metres",
             self.name,
-            sample["name"],
+            name,
             self.pixel_m,
         )
 

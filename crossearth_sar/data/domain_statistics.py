@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crossearth_sar.data.datasets.folder_scenes import FolderScenes
 from crossearth_sar.data.sample import Sample, SegmentationDataset
+from crossearth_sar.data.views import View, view_of
 from crossearth_sar.data.working_scale import measured_amplitude
 from crossearth_sar.decibels import DomainStatistics
 from crossearth_sar.errors import InputError
@@ -41,7 +42,8 @@ def measure_db(
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation in dB, (C,) each, of evenly spaced samples: `decibels.DomainStatistics`.
 
-    Those that know their ground spacing are brought to `pixel_m` metres per pixel first. With the name of the
+    Those that know their ground spacing are brought to `pixel_m` metres per pixel first; of large ones that
+    can be read in parts, windows are measured (`views.View.measured_parts`). With the name of the
     domain, a warning is logged where the means of its images lie more than `decibels.UNEVEN_DB` apart, or
     those of polarizations more than `POLARIZATION_DB`. With `indices`, of some of the samples.
     """
@@ -49,9 +51,13 @@ def measure_db(
     chosen = range(len(dataset)) if indices is None else indices
     for place in evenly_spaced(len(chosen), max_samples, ends=True):
         index = chosen[place]
-        sample = dataset[index]
-        name = f"image {dataset.scene_name(index)}" if isinstance(dataset, FolderScenes) else sample["name"]
-        statistics.add(measured_amplitude(sample, pixel_m), name)
+        name = f"image {dataset.scene_name(index)}" if isinstance(dataset, FolderScenes) else None
+        view = view_of(dataset, index)
+        if view is None:
+            sample = dataset[index]
+            statistics.add(measured_amplitude(sample, pixel_m), name or sample["name"])
+        else:
+            _add_parts(statistics, view, pixel_m, name or view.name)
     if domain is not None:
         warn_uneven(
             statistics,
@@ -60,6 +66,11 @@ def measure_db(
             lambda parts: f"normalize_by: [{', '.join(parts)}], in the domain's settings,",
         )
     return statistics.result()
+
+
+def _add_parts(statistics: DomainStatistics, view: View, pixel_m: float | None, name: object) -> None:
+    for part in view.measured_parts(pixel_m):
+        statistics.add(part, name)
 
 
 def warn_uneven(
@@ -150,17 +161,24 @@ class ImageStatistics:
         self.dataset, self.pixel_m = dataset, pixel_m
         self._of_scene: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def of(self, index: int, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Those of `dataset[index]`, which is `sample`; those of the whole image where that is a tile."""
+    def of(self, index: int, sample: Sample | None = None) -> tuple[Tensor, Tensor]:
+        """Those of `dataset[index]`, which is `sample` where it is read already; those of the whole image
+        where it is a tile. Of a large image that can be read in parts, windows are measured."""
         dataset = self.dataset
-        if not isinstance(dataset, FolderScenes) or dataset.config.tile is None:
-            return self._measure(sample)
+        if not isinstance(dataset, FolderScenes):
+            return self._measure(dataset[index] if sample is None else sample)
         scene = dataset.scene_number(index)
         if scene not in self._of_scene:
-            self._of_scene[scene] = self._measure(dataset.whole_scene(index))
+            view = dataset.scene_view(index)
+            if view is None and dataset.config.tile is None:
+                return self._measure(dataset[index] if sample is None else sample)
+            self._of_scene[scene] = self._measure(dataset.whole_scene(index) if view is None else view)
         return self._of_scene[scene]
 
-    def _measure(self, sample: Sample) -> tuple[Tensor, Tensor]:
+    def _measure(self, image: Sample | View) -> tuple[Tensor, Tensor]:
         statistics = DomainStatistics()
-        statistics.add(measured_amplitude(sample, self.pixel_m), sample["name"])
+        if isinstance(image, View):
+            _add_parts(statistics, image, self.pixel_m, image.name)
+        else:
+            statistics.add(measured_amplitude(image, self.pixel_m), image["name"])
         return statistics.result()

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from crossearth_sar.data.sample import Sample, SegmentationDataset
 from crossearth_sar.data.transforms import TrainTransform
+from crossearth_sar.data.views import view_of
 
 
 class TrainStream(Dataset[Sample]):
@@ -32,7 +33,9 @@ class TrainStream(Dataset[Sample]):
 
     def __getitem__(self, draw: int) -> Sample:
         generator = torch.Generator().manual_seed(_mixed(self.seed, 2, draw))
-        return self.transform(self.dataset[self.index_of(draw)], generator)
+        index = self.index_of(draw)
+        view = view_of(self.dataset, index)
+        return self.transform(self.dataset[index] if view is None else view, generator)
 
 
 def join_samples(samples: list[Sample]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from crossearth_sar.config import require
 from crossearth_sar.data.sample import IGNORE_INDEX, Sample
+from crossearth_sar.data.views import View
 from crossearth_sar.data.working_scale import averaged, without_native_keys
 from crossearth_sar.ground_scale import centre_pixels, scale_factor
 
@@ -89,15 +90,20 @@ class TrainTransform:
         require(config.crop_size is not None, "crop_size", None, "the side of the crops, pixels")
         self.config, self.size, self.pixel_m = config, int(config.crop_size or 0), pixel_m
 
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """A new sample; `sample` stays as it is. `generator` lives on the CPU."""
+    def __call__(self, source: Sample | View, generator: torch.Generator) -> Sample:
+        """A new sample; `source` stays as it is. `generator` lives on the CPU.
+
+        Of a view only the crop is read, and the labels of the places that are tried before it.
+        """
+        view = source if isinstance(source, View) else View.of(source)
         config = self.config
         # All scalars are drawn first and always: switching one step off leaves the others as they were.
         scale, flip_x, flip_y, gain, speckle = torch.rand(5, generator=generator).tolist()
         places = torch.rand(config.crop_tries, 2, generator=generator).tolist()
         scale = config.scale_min + (config.scale_max - config.scale_min) * scale
-        scale /= scale_factor(sample.get("pixel_m"), self.pixel_m)
-        image, small_mask = self._crop(sample, scale, places)
+        scale /= scale_factor(view.pixel_m, self.pixel_m)
+        sample = self._crop(view, scale, places)
+        image, small_mask = sample["image"], sample["mask"]
         flips = [axis for axis, draw in ((-1, flip_x), (-2, flip_y)) if draw < config.flip_probability]
         if flips:
             image, small_mask = image.flip(flips), small_mask.flip(flips)
@@ -106,31 +112,36 @@ class TrainTransform:
             image = image * speckle_amplitude(image.shape, config.speckle_looks, generator)
         return without_native_keys({**sample, "image": image, "mask": small_mask.long()})
 
-    def _crop(self, sample: Sample, scale: float, places: list[list[float]]) -> tuple[Tensor, Tensor]:
+    def _crop(self, view: View, scale: float, places: list[list[float]]) -> Sample:
         """Cuts the window that becomes the crop out of the source, then resizes that alone."""
         size = self.size
-        mask = sample["mask"].to(torch.uint8)  # classes and IGNORE_INDEX fit; an eighth of the bytes
-        (top_end, height, out_height), (left_end, width, out_width) = (
-            _window(extent, size, scale) for extent in mask.shape
-        )
-        if mask.min() == mask.max():
-            places = places[:1]  # every crop has the same single value
-        best: tuple[float, int, int, Tensor] | None = None
+        down, across = (_window(extent, size, scale) for extent in view.size)
+        out = down.out, across.out
+        part = self._place(view, down, across, places)
+        crop = centre_pixels(part["mask"].byte(), out)  # an eighth of the bytes on its way
+        window = averaged(part["image"], out, part.get("valid"))
+        padding = (0, size - across.out, 0, size - down.out)
+        if any(padding):
+            window, crop = mirrored(window, padding), F.pad(crop, padding, value=IGNORE_INDEX)
+        return cast(Sample, {**part, "image": window, "mask": crop})
+
+    def _place(self, view: View, down: _Axis, across: _Axis, places: list[list[float]]) -> Sample:
+        """What is at the first place whose largest class keeps to its share, else at the best one."""
+        if view.one_label or (down.last == 0 and across.last == 0):
+            places = places[:1]
+        best: tuple[float, slice, slice] | None = None
         for place_y, place_x in places:
-            top, left = int(place_y * (top_end + 1)), int(place_x * (left_end + 1))
-            crop = centre_pixels(mask[top : top + height, left : left + width], (out_height, out_width))
-            share = largest_class_share(crop)
+            rows, columns = down.at(place_y), across.at(place_x)
+            share = largest_class_share(centre_pixels(view.mask(rows, columns), (down.out, across.out)))
+            if share <= self.config.max_class_share:
+                part = view.read(rows, columns)
+                if bool((part["mask"] != IGNORE_INDEX).any()):
+                    return part
+                share = math.inf  # labels where nothing was measured, which they alone do not say
             if best is None or share < best[0]:
-                best = share, top, left, crop
-            if share <= self.config.max_class_share or (top_end == 0 and left_end == 0):
-                break
+                best = share, rows, columns
         assert best is not None
-        _, top, left, crop = best
-        rows, columns = slice(top, top + height), slice(left, left + width)
-        valid = sample["valid"][rows, columns] if "valid" in sample else None
-        window = averaged(sample["image"][:, rows, columns], (out_height, out_width), valid)
-        padding = (0, size - out_width, 0, size - out_height)
-        return mirrored(window, padding), F.pad(crop, padding, value=IGNORE_INDEX)
+        return view.read(best[1], best[2])
 
 
 def center_crop_or_pad(sample: Sample, size: int) -> Sample:
@@ -182,12 +193,24 @@ def largest_class_share(mask: Tensor) -> float:
     return int(counts.max()) / labelled if labelled else math.inf
 
 
-def _window(extent: int, size: int, scale: float) -> tuple[int, int, int]:
+class _Axis(NamedTuple):
     """Along one axis: last possible start, length in source pixels, length in the crop."""
+
+    last: int
+    length: int
+    out: int
+
+    def at(self, place: float) -> slice:
+        """The window at a place between 0 and 1."""
+        start = int(place * (self.last + 1))
+        return slice(start, start + self.length)
+
+
+def _window(extent: int, size: int, scale: float) -> _Axis:
     wanted = max(round(size / scale), 1)
     if wanted <= extent:
-        return extent - wanted, wanted, size
-    return 0, extent, min(max(round(extent * scale), 1), size)
+        return _Axis(extent - wanted, wanted, size)
+    return _Axis(0, extent, min(max(round(extent * scale), 1), size))
 
 
 def _reflection(extent: int, before: int, after: int, device: torch.device) -> Tensor:

@@ -146,3 +146,12 @@ def test_scene_benchmark(tmp_path: Path) -> None:
         start, scene = csv.DictReader(file)
     assert (start["windows"], scene["windows"]) == ("1", str(4 * 5))
     assert float(scene["peak MB"]) > 100
+
+
+def test_loader_benchmark(tmp_path: Path) -> None:
+    text = run("speed.bench_loader", "--side", "2100", "--tiles", "3", "--out", str(tmp_path))
+    assert "Random crops of a large scene" in text
+    with (tmp_path / "results.csv").open(encoding="utf-8") as file:
+        rows = {row["what"]: float(row["tiles/s"]) for row in csv.DictReader(file)}
+    assert len(rows) == 5
+    assert rows["a window as a sample"] > 2 * rows["the scene decoded whole"]

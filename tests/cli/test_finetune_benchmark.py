@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from dataset_trees import ddhr
+from dataset_trees import air, ddhr
 
 from crossearth_sar.config import from_mapping, merge, read_yaml
 from crossearth_sar.engine.config import RunConfig, finetuning_settings
@@ -78,6 +78,35 @@ def test_what_it_trains_is_what_evaluate_scores(
     assert again.train is not None
     assert again.train.official is not None
     assert again.train.official.changes == {"upsample": False}
+
+
+@pytest.mark.parametrize("unit", ["patch", "block"])
+def test_whole_scenes_as_they_are_distributed(
+    unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """AIR-PolSAR-Seg-2.0, int16 components and compressed labels: VV trains, all channels are scored."""
+    air(tmp_path / "data", width=1280)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "changes.yaml").write_text(
+        f"AIR-PolSAR-Seg-2.0: {{split_unit: {unit}, block: 1, window: 256}}\n"
+    )
+    changes = [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}".removesuffix("\n...")
+        for key, value in {**SMALL, "pictures": 0, "validation_samples": 2}.items()
+    ]
+    row = ["--benchmark", "VV2F", "--data-file", "changes.yaml"]
+    settings = ["--set", *changes, "data_root=data", "weights=random"]
+    assert script("finetune", "--config", str(RECIPE), *row, *settings) == 0
+    said = capsys.readouterr().err
+    # of 3 x 5 windows a scene, the last row is over the one before it: 10 units a scene, of which 8 train
+    assert "train AIR-PolSAR-Seg-2.0-VV-train (3" in said
+    scored = ["--data-root", "data", *row, "--model", "runs/finetune-VV2F/model", "--pictures", "0"]
+    assert script("evaluate", *scored, "--max-images", "2") == 0
+    (result,) = json.loads((tmp_path / "runs" / "evaluate" / "results.json").read_text())["benchmarks"]
+    assert all(sum(row) > 1000 for row in result["confusion"]), "labels of every class, by their colours"
+    blocks = "-blocks1" if unit == "block" else ""
+    splits = {path.name for path in (tmp_path / "data" / "splits").iterdir()}
+    assert splits == {f"AIR-PolSAR-Seg-2.0-{region}{blocks}-seed0.json" for region in ("north", "south")}
 
 
 @pytest.mark.parametrize("key", BENCHMARKS)

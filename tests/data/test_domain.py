@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from dataset_trees import save, speckle, stripes
+from dataset_trees import AIR_1_COLORS, save, speckle, stripes
 from torch import Tensor
 
 from crossearth_sar.config import from_mapping
@@ -161,9 +161,9 @@ def write_sources(root: Path) -> None:
         save(root / "QXS-SAROPT" / "sar_256_oc_0.2" / f"{i}.png", speckle((64, 64), i))
         save(root / "taught" / "sar_256_oc_0.2" / f"{i}.png", stripes(64, 64, 4))
         for channel in ("HH", "HV", "VV"):
-            folder = root / "AIR-PolSAR-Seg-1.0"
-            save(folder / channel / f"{i}.png", speckle((64, 64), i + 7 * len(channel)) // 4 + 1)
-            save(folder / "gt" / f"{i}.png", stripes(64, 64, 6))
+            folder = root / "AIR-PolSAR-Seg-1.0" / "train_set"
+            save(folder / f"{i}_{channel}.png", speckle((64, 64), i + 7 * len(channel)) // 4 + 1)
+            save(folder / f"{i}_gt.png", AIR_1_COLORS[stripes(64, 64, 6)])
 
 
 QXS = {"dataset": "QXS-SAROPT", "task": "seven", "pseudo_labels": "taught", "changes": {"upsample": False}}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from dataset_trees import save, speckle, stripes
+from dataset_trees import AIR_1_COLORS, save, speckle, stripes
 from ranks import begin, micro_run, shared_pool
 
 from crossearth_sar.config import from_mapping
@@ -25,8 +25,8 @@ def write_sources(root: Path) -> None:
         save(root / "QXS-SAROPT" / "sar_256_oc_0.2" / f"{i}.png", speckle((64, 64), i))
         save(root / "taught" / "sar_256_oc_0.2" / f"{i}.png", stripes(64, 64, 4))
         for channel in ("HH", "HV", "VV"):
-            save(root / "AIR-PolSAR-Seg-1.0" / channel / f"{i}.png", speckle((64, 64), i))
-        save(root / "AIR-PolSAR-Seg-1.0" / "gt" / f"{i}.png", stripes(64, 64, 6))
+            save(root / "AIR-PolSAR-Seg-1.0" / "train_set" / f"{i}_{channel}.png", speckle((64, 64), i))
+        save(root / "AIR-PolSAR-Seg-1.0" / "train_set" / f"{i}_gt.png", AIR_1_COLORS[stripes(64, 64, 6)])
 
 
 def train(config: RunConfig) -> dict[str, Any]:

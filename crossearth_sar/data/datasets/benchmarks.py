@@ -12,24 +12,24 @@ from crossearth_sar.data.datasets.spec import DatasetSpec, DomainSpec, PaperCoun
 from crossearth_sar.data.files.labels import IGNORE
 
 _AIR_REGIONS = ("north", "south")
-_AIR_FULL = ("HH", "HV", "VV")  # VH repeats HV by reciprocity, and the model reads three bands
+_AIR_FULL = ("hh", "hv", "vv")  # the model reads three bands
 
 AIR_POLSAR_SEG_2 = DatasetSpec(
     key="AIR-PolSAR-Seg-2.0",
     folder="AIR-PolSAR-Seg-2.0",
     home="https://radars.ac.cn/en/article/doi/10.12000/JR24237",
     tree=(
-        "{north,south}/{HH,HV,VH,VV}/N.tif   complex slices of 512 x 512, one channel a file",
-        "{north,south}/label/N.png           RGB labels",
+        "{bj,sh,gz}/{bj,sh,gz}_{hh,hv,vh,vv}.tiff      whole scenes, int16, two bands: real, imaginary",
+        "{bj,sh,gz}/modified/{bj,sh,gz}_gt_modify.tiff   RGB labels",
     ),
-    images="{region}/{polarization}/*.*",
-    labels="{region}/label/*.*",
-    regions={"north": ("north", "North"), "south": ("south", "South")},
+    images="{region}/{region}_{polarization}.*",
+    labels="{region}/modified/{region}_gt_modify.*",
+    regions={"north": ("bj",), "south": ("sh+gz",)},
     domains={
         "North": DomainSpec(regions=("north",), polarizations=_AIR_FULL),
         "South": DomainSpec(regions=("south",), polarizations=_AIR_FULL),
-        "VV": DomainSpec(regions=_AIR_REGIONS, polarizations=("VV",)),
-        "HH": DomainSpec(regions=_AIR_REGIONS, polarizations=("HH",)),
+        "VV": DomainSpec(regions=_AIR_REGIONS, polarizations=("vv",)),
+        "HH": DomainSpec(regions=_AIR_REGIONS, polarizations=("hh",)),
         "Full": DomainSpec(regions=_AIR_REGIONS, polarizations=_AIR_FULL),
         "Real": DomainSpec(regions=_AIR_REGIONS, polarizations=_AIR_FULL),
         "Complex(r)": DomainSpec(regions=_AIR_REGIONS, polarizations=_AIR_FULL, part="real"),
@@ -44,9 +44,10 @@ AIR_POLSAR_SEG_2 = DatasetSpec(
         "bare ground": (255, 0, 0),
         "road": (0, 255, 255),
         "building": (255, 255, 0),
-        "mountain": ((128, 0, 128), (255, 0, 255)),
-        "ignore": (0, 0, 0),
+        "mountain": (255, 0, 255),
+        "ignore": (255, 255, 255),
     },
+    label_tolerance=30,
     maps={
         "air6": same_names("water", "vegetation", "bare ground", "road", "building", "mountain"),
         "air5": {
@@ -64,16 +65,19 @@ AIR_POLSAR_SEG_2 = DatasetSpec(
         },
     },
     values="complex",
-    scene_size=(512, 512),
+    components=True,
     counts={
         "north": PaperCounts(total=750, train=600, test=150),
         "south": PaperCounts(total=792, train=633, test=159),
     },
     pixel_m=8.0,
     unstated=(
-        "file names and folders: one folder per region and channel is assumed",
-        "whether a slice is one complex file or a file per component: complex files are assumed",
-        "the RGB values of the labels: pure colours after the paper's figure are assumed, black is ignored",
+        "where the archives of the scenes are unpacked: a folder for each is assumed; colours, names and the "
+        "form of the files are as two independent readers of them have it",
+        "which scenes are north and south: Beijing, and Shanghai with Guangzhou (mountain: Beijing alone)",
+        "how slices of 512 come out of the scenes: side by side, the last of a row and column shifted inward",
+        "the unit of the split: single slices, as the paper counts them; what is tested then has neighbours "
+        "that trained (split_unit: block keeps ground apart)",
         "which channels «Full», «Real» and «Complex» stand for: HH, HV and VV as three bands",
         "how a signed component is read: its magnitude |Re| or |Im|, as amplitudes are not negative",
     ),

@@ -101,6 +101,8 @@ class FolderConfig:
     """Raw label value: class name or ignore; without, value i is class i, 255 is ignored."""
     label_palette: dict[str, RGB | tuple[RGB, ...]] = field(default_factory=dict)
     """Class name or ignore: its colour, or colours, where labels are RGB."""
+    label_tolerance: int = 0
+    """Colours so near to one of label_palette (sum over R, G and B) are it, others ignored; 0: refused."""
     palette: tuple[RGB, ...] | None = None
     """Colours of the classes in pictures."""
     tile: int | None = None
@@ -130,7 +132,7 @@ class FolderConfig:
             f"at least one band and at most {MAX_BANDS}, of complex_bands twice as many, or null",
         )
         class_table(self.classes, self.palette)
-        label_table(self.classes, self.label_values, self.label_palette)
+        label_table(self.classes, self.label_values, self.label_palette, self.label_tolerance)
 
     @property
     def band_step(self) -> int:

@@ -12,24 +12,32 @@ from __future__ import annotations
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
+import torch
 
+from crossearth_sar.data.datasets import folder_reading
 from crossearth_sar.data.datasets.folder import FolderConfig, Scene, find_scenes, raise_together
+from crossearth_sar.data.datasets.folder_reading import (
+    Decoded,
+    SceneWindows,
+    decode_scene,
+    require_few_bands,
+    require_same_size,
+    windows_of,
+)
 from crossearth_sar.data.datasets.tasks import class_table
-from crossearth_sar.data.files.amplitude import to_amplitude
 from crossearth_sar.data.files.doubts import FillDoubts
-from crossearth_sar.data.files.labels import count_values, label_table, read_label
+from crossearth_sar.data.files.labels import count_values, label_table
 from crossearth_sar.data.files.names import members
-from crossearth_sar.data.files.readers import read_image, read_label_parts, read_shape
-from crossearth_sar.data.sample import IGNORE_INDEX, Origin, Sample
-from crossearth_sar.data.working_scale import described_sample
+from crossearth_sar.data.files.readers import read_label_parts, read_shape
+from crossearth_sar.data.sample import Origin, Sample
+from crossearth_sar.data.views import View
 from crossearth_sar.errors import InputError
-from crossearth_sar.network_input import MAX_BANDS
 from crossearth_sar.spacing import evenly_spaced, sliding_windows
 
 T = TypeVar("T")
@@ -40,19 +48,11 @@ DECODED_CHECKS = 64
 _CACHED_SCENES = 2  # consecutive tiles come from one scene; more would hold gigabytes of whole scenes
 
 
-class _Decoded(NamedTuple):
-    """A whole scene: amplitude (C, H, W) float32, mask (H, W) uint8, valid (H, W) bool, metres per pixel."""
-
-    image: np.ndarray
-    mask: np.ndarray
-    valid: np.ndarray
-    pixel_m: float | None
-
-
 class FolderScenes:
     """The samples of a FolderConfig; a `sample.SegmentationDataset`.
 
     Whole images, or tiles of them: then sample names end in the tile's first row and column, `…_y512_x0`.
+    Of images above `folder_reading.WINDOWED_PIXELS` tiles, and the crops of training, are read alone.
 
     Args:
         config: what to read.
@@ -70,25 +70,43 @@ class FolderScenes:
     def __init__(self, config: FolderConfig, *, check: bool = True) -> None:
         self.config = config
         self.classes = class_table(config.classes, config.palette)
-        self.labels = label_table(config.classes, config.label_values, config.label_palette)
+        self.labels = label_table(
+            config.classes, config.label_values, config.label_palette, config.label_tolerance
+        )
         self._scenes = find_scenes(config)
-        self._cache: OrderedDict[int, _Decoded] = OrderedDict()
-        shapes = self._check() if check else None
-        self._windows = self._cut(shapes)
+        self._cache: OrderedDict[int, Decoded] = OrderedDict()
+        self._large: dict[int, SceneWindows | None] = {}
+        self._sizes = {i: shape[1:] for i, shape in enumerate(self._check() if check else ())}
+        self._windows = self._cut()
 
     def __len__(self) -> int:
         return len(self._windows)
 
     def __getitem__(self, index: int) -> Sample:
         scene, window = self._windows[index]
-        image, mask, valid, pixel_m = self._load(scene)
-        name, tile = self._scenes[scene].name, self.config.tile
-        if window is not None and tile is not None:
-            if image.shape[1] > tile or image.shape[2] > tile:
-                name = f"{name}_y{window[0].start}_x{window[1].start}"
-            image = image[:, *window].copy()  # the cached scene stays as it is
-            mask, valid = mask[window], valid[window]
-        return described_sample(image, mask, valid, name, pixel_m)
+        large = None if window is None else self._windows_of(scene)
+        if window is not None and large is not None:
+            return large.decode(*window).sample(self._name(index))
+        decoded = self._load(scene)
+        if window is not None:
+            image = decoded.image[:, *window].copy()  # the cached scene stays as it is
+            decoded = Decoded(image, decoded.mask[window], decoded.valid[window], decoded.pixel_m)
+        return decoded.sample(self._name(index))
+
+    def view(self, index: int) -> View | None:
+        """The sample before it is read, where it is large and its format can be read in parts."""
+        scene, window = self._windows[index]
+        height, width = self._size(scene)
+        rows, columns = window or (slice(0, height), slice(0, width))
+        if (rows.stop - rows.start) * (columns.stop - columns.start) <= folder_reading.WINDOWED_PIXELS:
+            return None
+        return self._view(scene, rows, columns, self._name(index))
+
+    def scene_view(self, index: int) -> View | None:
+        """As `view`, of the whole image that a sample is, or is a tile of."""
+        scene = self.scene_number(index)
+        height, width = self._size(scene)
+        return self._view(scene, slice(0, height), slice(0, width), self.scene_name(index))
 
     def scene_number(self, index: int) -> int:
         """Which of the images a sample is, or is a tile of."""
@@ -100,8 +118,7 @@ class FolderScenes:
 
     def whole_scene(self, index: int) -> Sample:
         """The whole image that a sample is, or is a tile of; not to be written into."""
-        image, mask, valid, pixel_m = self._load(self.scene_number(index))
-        return described_sample(image, mask, valid, self.scene_name(index), pixel_m)
+        return self._load(self.scene_number(index)).sample(self.scene_name(index))
 
     @property
     def label_files(self) -> list[Path]:
@@ -119,47 +136,62 @@ class FolderScenes:
         label = None if scene.label is None else os.path.abspath(scene.label)
         return tuple(os.path.abspath(file) for file in members(scene.image)), label, None
 
-    def _load(self, scene: int) -> _Decoded:
+    def _load(self, scene: int) -> Decoded:
         if scene in self._cache:
             self._cache.move_to_end(scene)
             return self._cache[scene]
-        loaded = self._decode(self._scenes[scene])
+        loaded = decode_scene(self._scenes[scene], self.config, self.labels)
         if self.config.tile is not None:
             self._cache[scene] = loaded
             if len(self._cache) > _CACHED_SCENES:
                 self._cache.popitem(last=False)
         return loaded
 
-    def _decode(self, scene: Scene, doubts: FillDoubts | None = None) -> _Decoded:
-        config = self.config
-        raw = read_image(scene.image, **config.reading)
-        if doubts is not None:
-            doubts.look(raw)
-        _require_few_bands(scene, len(raw.values))  # here too, for a set opened without a check
-        clip = config.clip_negative
-        image = to_amplitude(raw.values, config.values, valid=raw.valid, clip_negative=clip, name=scene.image)
-        stated = (config.pixel_m, scene.pixel_m, raw.pixel_m)  # by the user, the index, the file
-        pixel_m = next((metres for metres in stated if metres is not None), None)
-        if scene.label is None:
-            return _Decoded(image, np.full(image.shape[1:], IGNORE_INDEX, np.uint8), raw.valid, pixel_m)
-        mask = read_label(scene.label, self.labels, onto=raw.place)
-        _require_same_size(scene, image.shape[1:], mask.shape)
-        mask[~raw.valid] = IGNORE_INDEX
-        return _Decoded(image, mask, raw.valid, pixel_m)
+    def _view(self, scene: int, rows: slice, columns: slice, name: str) -> View | None:
+        large = self._windows_of(scene)
+        if large is None:
+            return None
 
-    def _cut(
-        self, shapes: Sequence[tuple[int, int, int]] | None
-    ) -> list[tuple[int, tuple[slice, slice] | None]]:
+        def at(inner_rows: slice, inner_columns: slice) -> tuple[slice, slice]:
+            return _within(rows, inner_rows), _within(columns, inner_columns)
+
+        return View(
+            name=name,
+            size=(rows.stop - rows.start, columns.stop - columns.start),
+            read=lambda *part: large.decode(*at(*part)).sample(name),
+            mask=lambda *part: torch.from_numpy(np.ascontiguousarray(large.mask(*at(*part)))),
+            pixel_m=large.pixel_m,
+            one_label=large.scene.label is None,
+        )
+
+    def _windows_of(self, scene: int) -> SceneWindows | None:
+        if scene not in self._large:
+            size = self._size(scene)
+            self._large[scene] = windows_of(self._scenes[scene], self.config, self.labels, size)
+        return self._large[scene]
+
+    def _size(self, scene: int) -> tuple[int, int]:
+        """(H, W), by its header."""
+        if scene not in self._sizes:
+            self._sizes[scene] = self._probe(self._scenes[scene])[1:]
+        return self._sizes[scene]
+
+    def _name(self, index: int) -> str:
+        scene, window = self._windows[index]
+        name, tile = self._scenes[scene].name, self.config.tile
+        if window is None or tile is None or max(self._size(scene)) <= tile:
+            return name
+        return f"{name}_y{window[0].start}_x{window[1].start}"
+
+    def _cut(self) -> list[tuple[int, tuple[slice, slice] | None]]:
         """(scene, rows and columns) of every sample; None for whole images."""
         tile = self.config.tile
         if tile is None:
             return [(i, None) for i in range(len(self._scenes))]
-        if shapes is None:
-            shapes = [self._probe(scene) for scene in self._scenes]
         return [
             (i, window)
-            for i, (_, height, width) in enumerate(shapes)
-            for window in sliding_windows(height, width, tile, tile)
+            for i in range(len(self._scenes))
+            for window in sliding_windows(*self._size(i), tile, tile)
         ]
 
     def _probe(self, scene: Scene) -> tuple[int, int, int]:
@@ -184,7 +216,8 @@ class FolderScenes:
                 )
             )
         whole = [s for s, shape in zip(self._scenes, shapes, strict=True) if shape is not None]
-        decode = partial(self._decode, doubts=FillDoubts("nodata: {} of the folder"))
+        doubts = FillDoubts("nodata: {} of the folder")
+        decode = partial(decode_scene, config=self.config, labels=self.labels, doubts=doubts)
         for i in evenly_spaced(len(whole), DECODED_CHECKS):
             _collect(problems, decode, whole[i])
         if problems:
@@ -201,30 +234,14 @@ class FolderScenes:
                 fix="correct bands or band_axis",
             )
         if self.config.bands is None:
-            _require_few_bands(scene, shape[0] // self.config.band_step)
+            require_few_bands(scene, shape[0] // self.config.band_step)
         if scene.label is not None:
-            _require_same_size(scene, shape[1:], read_shape(scene.label)[1:])
+            require_same_size(scene, shape[1:], read_shape(scene.label)[1:])
         return shape
 
 
-def _require_same_size(scene: Scene, image: Sequence[int], label: Sequence[int]) -> None:
-    if tuple(image) != tuple(label):
-        raise InputError(
-            f"image and label differ in size: {scene.image} and {scene.label}",
-            got=f"image {image[0]} x {image[1]}, label {label[0]} x {label[1]} (height x width)",
-            expected="one label pixel per image pixel",
-            fix="bring the label onto the image's grid (nearest neighbour), or correct band_axis",
-        )
-
-
-def _require_few_bands(scene: Scene, bands: int) -> None:
-    if bands > MAX_BANDS:
-        raise InputError(
-            f"{scene.image} has more bands than the model reads",
-            got=f"{bands}",
-            expected=f"at most {MAX_BANDS}",
-            fix="choose some: bands: [0]",
-        )
+def _within(outer: slice, inner: slice) -> slice:
+    return slice(outer.start + inner.start, outer.start + inner.stop)
 
 
 def _collect(problems: list[InputError], check: Callable[[Scene], T], scene: Scene) -> T | None:

@@ -12,15 +12,23 @@ import itertools
 import logging
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
 
 from crossearth_sar.data.datasets.places import Place, find_places
 from crossearth_sar.data.datasets.spec import ComplexPart, DatasetSpec
-from crossearth_sar.data.datasets.splits import Split, draw_split, stored_split, train_share
+from crossearth_sar.data.datasets.splits import (
+    Split,
+    block_starts,
+    draw_split,
+    official_split,
+    stored_split,
+    train_share,
+)
 from crossearth_sar.data.datasets.tasks import Task, class_table
 from crossearth_sar.data.files.amplitude import to_amplitude
 from crossearth_sar.data.files.doubts import FillDoubts
@@ -39,7 +47,7 @@ from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable, Origin, Sample
 from crossearth_sar.data.working_scale import described_sample
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.ground_scale import centre_pixels
-from crossearth_sar.spacing import evenly_spaced, sliding_windows
+from crossearth_sar.spacing import evenly_spaced, sliding_windows, window_starts
 
 Part = Literal["all", "train", "test"]
 
@@ -49,6 +57,14 @@ DECODED_CHECKS = 32
 _SHOWN_PROBLEMS = 5
 
 _log = logging.getLogger(__name__)
+
+
+class _Sample(NamedTuple):
+    """place: its number. window: None is the whole file. unit: what of it the split draws."""
+
+    place: int
+    window: Window | None
+    unit: str
 
 
 class OfficialDataset:
@@ -102,18 +118,18 @@ class OfficialDataset:
             spec.classes,
             (spec.label_values if has_own else values) or None,
             spec.label_palette if has_own else None,
+            spec.color_tolerance if has_own else 0,
         )
         self.notes: list[str] = []
         self._doubts: FillDoubts | None = None
         folder = None if pseudo_labels is None else Path(pseudo_labels).expanduser()
         self._places = find_places(spec, self.domain, self.root, folder)
         self._samples = self._cut()
-        names = [self._name(*sample) for sample in self._samples]
         self._note_counts()
         if part != "all":
             splits_folder = Path(data_root).expanduser() / "splits" if splits is None else Path(splits)
-            kept = self._kept(names, part, splits_folder, seed)
-            self._samples = [s for s, name in zip(self._samples, names, strict=True) if name in kept]
+            kept = self._kept(part, splits_folder, seed)
+            self._samples = [s for s in self._samples if s.unit in kept]
         if check:
             self._doubts = FillDoubts("nodata: {} in the dataset's changes")
             self._check()
@@ -123,7 +139,7 @@ class OfficialDataset:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> Sample:
-        place, window = self._samples[index]
+        place, window, _ = self._samples[index]
         values, valid = self._read_bands(self._places[place], window)
         amplitude = self._amplitude(values, valid, self._places[place])
         mask = self._mask(self._places[place], window, amplitude.shape[1:])
@@ -136,7 +152,7 @@ class OfficialDataset:
 
     def origin(self, index: int) -> Origin:
         """Files and window of a sample: see `sample.Origin`."""
-        number, window = self._samples[index]
+        number, window, _ = self._samples[index]
         place = self._places[number]
         label = None if place.label is None else os.path.abspath(place.label)
         return tuple(os.path.abspath(image) for image in place.images), label, window
@@ -144,22 +160,25 @@ class OfficialDataset:
     @property
     def names(self) -> list[str]:
         """Of the samples, in their order."""
-        return [self._name(*sample) for sample in self._samples]
+        return [self._name(place, window) for place, window, _ in self._samples]
 
-    def _cut(self) -> list[tuple[int, Window | None]]:
-        """(place, window) of every sample; None for whole files."""
+    def _cut(self) -> list[_Sample]:
         spec, side = self.spec, self.spec.window
         if spec.scene_size is not None and max(spec.scene_size) <= side:
-            return [(i, None) for i in range(len(self._places))]
-        samples: list[tuple[int, Window | None]] = []
+            return [_Sample(i, None, place.name) for i, place in enumerate(self._places)]
+        samples: list[_Sample] = []
         for i, place in enumerate(self._places):
             _, height, width = read_shape(place.images[0], band_axis=spec.band_axis)
             if place.label is not None:
                 _require_equal(place, (height, width), read_shape(place.label)[1:])
                 _require_same_way(place.images[0], place.label)
-            samples += [
-                (i, Window.of(rows, columns)) for rows, columns in sliding_windows(height, width, side, side)
-            ]
+            tops, lefts = (window_starts(extent, side, side) for extent in (height, width))
+            block = spec.block if spec.split_unit == "block" else 1
+            anchors = itertools.product(*(block_starts(starts, side, block) for starts in (tops, lefts)))
+            windows = sliding_windows(height, width, side, side)
+            for (rows, columns), (top, left) in zip(windows, anchors, strict=True):
+                unit = place.name if spec.split_unit == "scene" else f"{place.name}_y{top}_x{left}"
+                samples.append(_Sample(i, Window.of(rows, columns), unit))
         return samples
 
     def _name(self, place: int, window: Window | None) -> str:
@@ -167,54 +186,50 @@ class OfficialDataset:
         return name if window is None else f"{name}_y{window.top}_x{window.left}"
 
     def _note_counts(self) -> None:
-        found = Counter(self._places[place].region for place, _ in self._samples)
+        found = Counter(self._places[sample.place].region for sample in self._samples)
         for region in self.domain.regions:
             paper = self.spec.counts.get(region)
             if paper is not None and found[region] != paper.total:
-                self.notes.append(
+                self._note(
                     f"{self.spec.key}, region {region}: got {found[region]} patches, "
                     f"the paper has {paper.total}"
                 )
-        for note in self.notes:
-            _log.warning("%s", note)
 
-    def _kept(self, names: list[str], part: Part, folder: Path, seed: int) -> set[str]:
-        """Names of the samples on one side of the split, region by region."""
+    def _kept(self, part: Part, folder: Path, seed: int) -> set[str]:
+        """Units of the samples on one side of the split, region by region."""
         kept: set[str] = set()
         for region in self.domain.regions:
-            here = [
-                (self._places[place].name, name)
-                for (place, _), name in zip(self._samples, names, strict=True)
-                if self._places[place].region == region
-            ]
+            here = [s.unit for s in self._samples if self._places[s.place].region == region]
             split = self._region_split(region, here, folder, seed)
-            chosen = set(split.train if part == "train" else split.test)
-            by_scene = self.spec.split_unit == "scene"
-            kept |= {name for scene, name in here if (scene if by_scene else name) in chosen}
+            kept |= set(split.train if part == "train" else split.test)
         if not kept:
             raise InputError(
                 f"the {part} side of {self.spec.key} is empty",
-                got=f"{len(names)} samples",
+                got=f"{len(self._samples)} samples",
                 expected="at least five, for four fifths and one fifth",
             )
         return kept
 
-    def _region_split(self, region: str, here: list[tuple[str, str]], folder: Path, seed: int) -> Split:
+    def _region_split(self, region: str, here: list[str], folder: Path, seed: int) -> Split:
+        """Of a region, with the unit of each of its samples."""
         spec = self.spec
-        units = list(dict.fromkeys(scene if spec.split_unit == "scene" else name for scene, name in here))
+        units = list(dict.fromkeys(here))
         official = None if spec.test_list is None else self.root / spec.test_list
         if official is not None and official.is_file():
-            return _official_split(official, units)
+            return official_split(official, units)
         if official is not None:
-            note = f"{spec.key}: no official list at {official}, the split is drawn"
-            self.notes.append(note)
-            _log.warning("%s", note)
+            self._note(f"{spec.key}: no official list at {official}, the split is drawn")
         train = train_share(len(here), spec.counts.get(region)) * len(units) // len(here)
         group = f"{spec.key}/{region}"
         drawn = draw_split(units, train_count=train, seed=seed, group=group)
-        path = folder / f"{spec.key}-{region}-seed{seed}.json"
+        blocks = f"-blocks{spec.block}" if spec.split_unit == "block" else ""
+        path = folder / f"{spec.key}-{region}{blocks}-seed{seed}.json"
         about = {"dataset": spec.key, "region": region, "seed": seed, "unit": spec.split_unit}
         return stored_split(path, units, drawn=drawn, about=about)
+
+    def _note(self, note: str) -> None:
+        self.notes.append(note)
+        _log.warning("%s", note)
 
     def _read_bands(self, place: Place, window: Window | None) -> tuple[np.ndarray, np.ndarray]:
         """The bands of every channel's file, (C, H, W) in their dtype; (H, W) bool, valid in all of them."""
@@ -257,6 +272,7 @@ class OfficialDataset:
             "offset": spec.offset,
         }
         raw = read_whole(path, **how) if window is None else read_image_window(path, window, **how)
+        raw = _joined(raw) if spec.components else raw
         if window is None:
             self._require_size(raw.values, path)
         if self._doubts is not None and raw.valid.any():
@@ -316,6 +332,19 @@ class OfficialDataset:
             )
 
 
+def _joined(raw: RawImage) -> RawImage:
+    """One complex band of two real ones."""
+    if len(raw.values) != 2 or np.iscomplexobj(raw.values):
+        raise InputError(
+            f"{raw.path} is not a real and an imaginary part, as it is declared",
+            got=f"{len(raw.values)} bands of {raw.values.dtype}",
+            expected="two real bands",
+            fix="set components: false in the data file if it is complex, or band_axis: first or last",
+        )
+    parts = np.moveaxis(raw.values, 0, -1).astype(np.float32, order="C")
+    return replace(raw, values=parts.view(np.complex64)[None, ..., 0])
+
+
 def _require_same_way(image: Path, label: Path) -> None:
     """InputError where a label that is read in windows lies elsewhere than its image, or the other way up."""
     if any(label_flips(read_place(image), read_place(label), f"{image} and {label}")):
@@ -324,28 +353,6 @@ def _require_same_way(image: Path, label: Path) -> None:
             expected="both north up, say",
             fix="turn one of them (gdalwarp)",
         )
-
-
-def _official_split(path: Path, units: list[str]) -> Split:
-    """Test scenes from a text file of names, one a line, with or without a suffix; after a line `test:` if
-    there is one, up to the next such heading."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the list {path}", got=str(error)) from error
-    if "test:" in lines:
-        lines = lines[lines.index("test:") + 1 :]
-        lines = list(itertools.takewhile(lambda line: not line.endswith(":"), lines))
-    listed = {Path(line).stem for line in lines}
-    unknown = listed - set(units)
-    if unknown or not listed:
-        raise InputError(
-            f"the list {path} does not fit the dataset",
-            got=f"{len(listed)} names, {len(unknown)} of them unknown: {', '.join(sorted(unknown)[:3])}",
-            expected=f"names of test scenes among {', '.join(units[:3])} …",
-            fix="correct the list, or remove it to draw a split",
-        )
-    return Split(tuple(u for u in units if u not in listed), tuple(u for u in units if u in listed))
 
 
 def _require_equal(place: Place, image: tuple[int, ...], label: tuple[int, ...]) -> None:

@@ -77,29 +77,47 @@ def _region_places(
     spec: DatasetSpec, domain: DomainSpec, root: Path, region: str, pseudo_labels: Path | None
 ) -> list[Place]:
     channels = domain.polarizations or ("",)
-    for folder in spec.regions[region]:
-        found = [_matches(root, _filled(spec.images, folder, channel)) for channel in channels]
-        if any(found):
+    for name in spec.regions[region]:
+        folders = name.split("+")
+        found = [[_matches(root, _filled(spec.images, f, channel)) for channel in channels] for f in folders]
+        if any(map(any, found)):
             break
     else:
         wanted = " or ".join(_filled(spec.images, name, channels[0]) for name in spec.regions[region])
         raise missing_dataset(spec, root, f"{spec.key}: no image matches {wanted} in {root}")
-    keys = sorted(set().union(*found))
-    for channel, images in zip(channels, found, strict=True):
-        _require_all(
-            spec,
-            keys,
-            images,
-            f"images of channel {channel}" if channel else "images",
-            root / _filled(spec.images, folder, channel),
+    places: list[Place] = []
+    for folder, images in zip(folders, found, strict=True):
+        if not any(images):
+            wanted = _filled(spec.images, folder, channels[0])
+            raise missing_dataset(
+                spec, root, f"{spec.key}: region {region} lacks {folder}: no image matches {wanted}"
+            )
+        prefix = [region] * (len(spec.regions) > 1) + [folder] * (len(folders) > 1)
+        places += _folder_places(
+            spec, root, region, folder, prefix, dict(zip(channels, images, strict=True)), pseudo_labels
         )
-    labels = _labels(spec, root, folder, keys, found[0], pseudo_labels)
-    prefix = [region] if len(spec.regions) > 1 else []
+    return places
+
+
+def _folder_places(
+    spec: DatasetSpec,
+    root: Path,
+    region: str,
+    folder: str,
+    prefix: list[str],
+    found: dict[str, dict[Key, Path]],
+    pseudo_labels: Path | None,
+) -> list[Place]:
+    keys = sorted(set[Key]().union(*found.values()))
+    for channel, images in found.items():
+        what = f"images of channel {channel}" if channel else "images"
+        _require_all(spec, keys, images, what, root / _filled(spec.images, folder, channel))
+    labels = _labels(spec, root, folder, keys, next(iter(found.values())), pseudo_labels)
     return [
         Place(
             "__".join([*prefix, *(part.replace("/", "_") for part in key)]) or region,
             region,
-            tuple(images[key] for images in found),
+            tuple(images[key] for images in found.values()),
             labels.get(key),
         )
         for key in keys

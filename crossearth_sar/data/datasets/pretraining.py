@@ -267,9 +267,12 @@ PRETRAINING_SOURCES = {
             spec=_labelled(
                 "AIR-PolSAR-Seg-1.0",
                 "https://github.com/AICyberTeam/AIR-PolSAR-Seg",
-                "{polarization}/*.*",
-                "gt/*.*",
-                ("{HH,HV,VH,VV}/N.tiff   512 x 512, 500 places", "gt/N.png   class indices"),
+                "train_set/*_{polarization}.*",
+                "train_set/*_gt.*",
+                (
+                    "train_set/AIR-PolarSAR-Seg-N_{HH,HV,VH,VV}.tiff   uint16, 512 x 512, 500 places",
+                    "train_set/AIR-PolarSAR-Seg-N_gt.png               RGB",
+                ),
                 domains={
                     "all": DomainSpec(regions=("all",), polarizations=("HH", "HV", "VV")),
                     **{p: DomainSpec(regions=("all",), polarizations=(p,)) for p in ("HH", "HV", "VH", "VV")},
@@ -282,6 +285,15 @@ PRETRAINING_SOURCES = {
                     "housing area",
                     "other",
                 ),
+                label_palette={
+                    "industrial area": (0, 0, 255),
+                    "natural area": (0, 255, 0),
+                    "land use area": (255, 0, 0),
+                    "water area": (0, 255, 255),
+                    "housing area": (255, 255, 0),
+                    "other": (255, 255, 255),
+                    "ignore": (0, 0, 0),
+                },
                 maps={
                     "seven": {
                         "industrial area": "building",
@@ -292,10 +304,7 @@ PRETRAINING_SOURCES = {
                         "other": "background",
                     },
                 },
-                unstated=(
-                    "file names and folders: one folder per channel and one of labels is assumed",
-                    "the encoding of its six classes: indices in this order are assumed",
-                ),
+                unstated=("which class «land use» is of the seven: agricultural is assumed",),
                 pixel_m=8.0,
             ),
             resolution_m="8",

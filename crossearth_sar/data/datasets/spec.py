@@ -25,7 +25,7 @@ from crossearth_sar.ground_scale import require_pixel_m
 
 ComplexPart = Literal["amplitude", "real", "imaginary"]
 LabelKind = Literal["real", "pseudo"]
-SplitUnit = Literal["patch", "scene"]
+SplitUnit = Literal["patch", "block", "scene"]
 
 _FIELDS = ("region", "polarization")
 
@@ -90,15 +90,20 @@ class DatasetSpec:
     maps: dict[str, dict[str, str]] = field(default_factory=dict)
     """Task: {each class of the dataset: a class of the task, or ignore}."""
     regions: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"all": ("",)})
-    """Region: names its folder may have, of which one must exist; "" where patterns have none."""
+    """Region: names its folder may have, of which one must exist; "" where patterns have none; "a+b" is a
+    region of two folders, which both must exist."""
     palette: tuple[RGB, ...] | None = None
     """Colours of the classes in pictures."""
     label_values: dict[int, str] = field(default_factory=dict)
     """Raw label value: class name or ignore; without, value i is class i and 255 is ignored."""
     label_palette: dict[str, RGB | tuple[RGB, ...]] = field(default_factory=dict)
     """Class name or ignore: its colour, or colours, where labels are RGB."""
+    label_tolerance: int = 0
+    """Colours so near to one of label_palette (sum over R, G and B) are it, others ignored; 0: refused."""
     values: ValueKind = "amplitude"
     """What the numbers in image files are."""
+    components: bool = False
+    """Complex numbers are two real bands of a file, the real and the imaginary part."""
     nodata: float | None = None
     """The number of a pixel without a measurement; null: what the file says."""
     scale: float | None = None
@@ -120,7 +125,9 @@ class DatasetSpec:
     upsample: bool = False
     """Enlarge images that are smaller than the window to it."""
     split_unit: SplitUnit = "patch"
-    """Whether the 80/20 rule draws single patches or whole files."""
+    """What the 80/20 rule draws: single patches, blocks of patches, or whole files."""
+    block: int = 4
+    """Of split_unit block: so many patches a side."""
     test_list: str | None = None
     """Text file below the dataset's folder that names the test scenes; if there, it is the split."""
     counts: dict[str, PaperCounts] = field(default_factory=dict)
@@ -162,8 +169,16 @@ class DatasetSpec:
                 domain.part,
                 "complex values",
             )
+        fits = not self.components or (self.values == "complex" and self.bands is None)
+        require(fits, "components", (self.values, self.bands), "values: complex, and bands: null")
+        require(self.block >= 1, "block", self.block, "at least one patch a side")
         if self.labels is not None:
-            label_table(self.classes, self.label_values, self.label_palette)
+            label_table(self.classes, self.label_values, self.label_palette, self.color_tolerance)
+
+    @property
+    def color_tolerance(self) -> int:
+        """label_tolerance, which says nothing of labels that a change made numbers."""
+        return self.label_tolerance if self.label_palette else 0
 
     def lookup(self, task: Task) -> np.ndarray:
         """(256,) uint8: index of a class of this dataset -> index in the task, 255 for what is ignored.

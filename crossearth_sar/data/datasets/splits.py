@@ -11,6 +11,7 @@ where it trained.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import uuid
 from collections.abc import Sequence
@@ -79,6 +80,39 @@ def stored_split(path: Path, names: Sequence[str], *, drawn: Split, about: dict[
         ) from error
     _require_exactly(path, names, split)
     return split
+
+
+def official_split(path: Path, units: list[str]) -> Split:
+    """Test scenes from a text file of names, one a line, with or without a suffix; after a line `test:` if
+    there is one, up to the next such heading."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the list {path}", got=str(error)) from error
+    if "test:" in lines:
+        lines = lines[lines.index("test:") + 1 :]
+        lines = list(itertools.takewhile(lambda line: not line.endswith(":"), lines))
+    listed = {Path(line).stem for line in lines}
+    unknown = listed - set(units)
+    if unknown or not listed:
+        raise InputError(
+            f"the list {path} does not fit the dataset",
+            got=f"{len(listed)} names, {len(unknown)} of them unknown: {', '.join(sorted(unknown)[:3])}",
+            expected=f"names of test scenes among {', '.join(units[:3])} …",
+            fix="correct the list, or remove it to draw a split",
+        )
+    return Split(tuple(u for u in units if u not in listed), tuple(u for u in units if u in listed))
+
+
+def block_starts(starts: Sequence[int], side: int, block: int) -> list[int]:
+    """Where the block begins that each window is of: of `block` windows of `side` pixels from `starts` on.
+
+    A last window that was shifted inward overlaps the one before it and is of its block, so that no pixel is
+    on both sides of a split: `block_starts([0, 4, 8, 9], 4, 2) == [0, 0, 8, 8]`.
+    """
+    last = len(starts) - 1
+    overlaps = last > 0 and starts[last] - starts[last - 1] < side
+    return [starts[min(i, last - overlaps) // block * block] for i in range(len(starts))]
 
 
 def _require_exactly(path: Path, names: Sequence[str], split: Split) -> None:

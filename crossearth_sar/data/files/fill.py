@@ -21,8 +21,10 @@ def fill_unmeasured(amplitude: np.ndarray, valid: np.ndarray) -> np.ndarray:
         amplitude: (C, H, W); a pixel's bands are drawn together.
         valid: (H, W) bool. Where no pixel is, the image is given back as it is.
     """
+    if valid.all():
+        return amplitude
     measured, missing = np.flatnonzero(valid), np.flatnonzero(~valid)
-    if not measured.size or not missing.size:
+    if not measured.size:
         return amplitude
     drawn = np.random.default_rng(valid.size).choice(measured, missing.size)
     filled = amplitude.reshape(len(amplitude), -1).copy()

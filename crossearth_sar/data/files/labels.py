@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from crossearth_sar.config import require
 from crossearth_sar.data.files.georeference import Place, label_flips
 from crossearth_sar.data.files.readers import LabelParts, read_label_parts
 from crossearth_sar.data.sample import IGNORE_INDEX
@@ -34,12 +35,15 @@ class LabelTable:
     indices: the class index, or IGNORE_INDEX, of each code.
     names: the class name, or "ignore", of each code.
     is_rgb: whether labels are colours.
+    tolerance: a colour is the nearest of the table where |dR| + |dG| + |dB| is at most so much; what is
+        farther from all is IGNORE_INDEX. 0: other colours are refused.
     """
 
     codes: tuple[int, ...]
     indices: tuple[int, ...]
     names: tuple[str, ...]
     is_rgb: bool
+    tolerance: int = 0
 
     def describe(self) -> str:
         """`0 (other), 1 (water), -1 (ignore)`, for messages."""
@@ -51,6 +55,7 @@ def label_table(
     classes: Sequence[str],
     values: Mapping[int, str] | None = None,
     palette: Mapping[str, RGB | Sequence[RGB]] | None = None,
+    tolerance: int = 0,
 ) -> LabelTable:
     """The table for label files of `classes`.
 
@@ -59,9 +64,11 @@ def label_table(
         values: raw label value -> class name or "ignore".
         palette: class name or "ignore" -> its RGB colour, or several. Neither: label value i is class i
             and 255 is ignored.
+        tolerance: of colours, as in LabelTable, for labels that went through a lossy compression.
 
     Raises:
-        InputError: both are given; a class name is unknown; a colour is no colour or stands twice.
+        InputError: both are given; a class name is unknown; a colour is no colour or stands twice; there is a
+            tolerance and no palette, or it is so large that a colour could be near two.
     """
     if values and palette:
         raise InputError(
@@ -84,12 +91,30 @@ def label_table(
     index_of = {name: i for i, name in enumerate(classes)} | {IGNORE: IGNORE_INDEX}
     _require_known([name for _, name in pairs], index_of, "label_palette" if palette else "label_values")
     pairs.sort()
-    return LabelTable(
-        tuple(code for code, _ in pairs),
-        tuple(index_of[name] for _, name in pairs),
-        tuple(name for _, name in pairs),
-        bool(palette),
-    )
+    codes = tuple(code for code, _ in pairs)
+    _require_tolerance(tolerance, codes if palette else None)
+    indices, names = (tuple(index_of[name] for _, name in pairs), tuple(name for _, name in pairs))
+    return LabelTable(codes, indices, names, bool(palette), tolerance)
+
+
+def _require_tolerance(tolerance: int, colors: tuple[int, ...] | None) -> None:
+    require(tolerance >= 0, "label_tolerance", tolerance, "0 or more")
+    if tolerance == 0:
+        return
+    if colors is None:
+        raise InputError(
+            "label_tolerance is for labels that are colours",
+            got=f"{tolerance}, and no label_palette",
+            fix="give label_palette, or leave label_tolerance out",
+        )
+    apart = _distances(np.array(colors), np.array(colors)) + 2 * 765 * np.eye(len(colors), dtype=np.int64)
+    if 2 * tolerance >= apart.min():
+        raise InputError(
+            "label_tolerance is so large that a colour could be near two of label_palette",
+            got=tolerance,
+            expected=f"below {apart.min() / 2:g}, half the distance |dR| + |dG| + |dB| of the nearest two",
+            fix="lower it",
+        )
 
 
 def _require_known(names: Sequence[str], classes: Mapping[str, int], where: str) -> None:
@@ -163,10 +188,8 @@ def decode_label(
         raw = (red << 16) | (green << 8) | blue
     else:
         raw = values[0]
-    codes = np.array(table.codes, dtype=np.int64)
-    position = np.minimum(np.searchsorted(codes, raw), len(codes) - 1)
-    known = codes[position] == raw
-    mask = np.array(table.indices, dtype=np.uint8)[position]
+    raw = _snapped(raw, table)
+    mask, known = _looked_up(raw, table)
     for missing in (
         np.isnan(raw) if raw.dtype.kind == "f" else None,
         None if labelled is None else ~labelled,
@@ -174,9 +197,50 @@ def decode_label(
         if missing is not None:
             mask[missing] = IGNORE_INDEX
             known |= missing
-    if not known.all():
+    if table.tolerance:
+        mask[~known] = IGNORE_INDEX
+    elif not known.all():
         _refuse_unknown(raw[~known], table, name)
     return mask
+
+
+def _snapped(raw: np.ndarray, table: LabelTable) -> np.ndarray:
+    """Packed colours, those within the tolerance of one of the table replaced by it."""
+    if not table.tolerance:
+        return raw
+    codes = np.array(table.codes, dtype=np.int64)
+    others = ~np.isin(raw, codes)
+    found, back = np.unique(raw[others], return_inverse=True)  # few pixels, of some thousand colours
+    if not len(found):
+        return raw
+    apart = _distances(found, codes)
+    snapped = raw.copy()
+    snapped[others] = np.where(apart.min(1) <= table.tolerance, codes[apart.argmin(1)], found)[back]
+    return snapped
+
+
+def _distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(N, M): |dR| + |dG| + |dB| between packed colours."""
+    channels = [np.stack([codes >> 16, codes >> 8 & 255, codes & 255], -1) for codes in (first, second)]
+    return np.asarray(np.abs(channels[0][:, None] - channels[1][None]).sum(-1))
+
+
+def _looked_up(raw: np.ndarray, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
+    """Class indices of raw values or packed colours, and whether the table knows each."""
+    codes, indices = np.array(table.codes, dtype=np.int64), np.array(table.indices, dtype=np.uint8)
+    if raw.dtype == np.uint8:
+        is_byte = (codes >= 0) & (codes <= 255)
+        of_byte, is_known = np.zeros(256, np.uint8), np.zeros(256, bool)
+        of_byte[codes[is_byte]], is_known[codes[is_byte]] = indices[is_byte], True
+        return _translated(raw, of_byte), _translated(raw, is_known)
+    position = np.minimum(np.searchsorted(codes, raw), len(codes) - 1)
+    return indices[position], codes[position] == raw
+
+
+def _translated(raw: np.ndarray, of_byte: np.ndarray) -> np.ndarray:
+    """`of_byte[raw]` of bytes, many times as fast."""
+    translated = bytearray(raw.tobytes()).translate(of_byte.tobytes())
+    return np.frombuffer(translated, of_byte.dtype).reshape(raw.shape)
 
 
 def count_values(parts: LabelParts, table: LabelTable) -> Counter[int | float]:
@@ -185,6 +249,7 @@ def count_values(parts: LabelParts, table: LabelTable) -> Counter[int | float]:
     raw = (values[0] << 16) | (values[1] << 8) | values[2] if table.is_rgb else values[0]
     raw = raw.ravel() if parts.labelled is None else raw[parts.labelled]
     raw = raw[~np.isnan(raw)] if raw.dtype.kind == "f" else raw
+    raw = _snapped(raw, table)
     if raw.dtype == np.uint8:  # counting is much faster than sorting
         return Counter({i: int(n) for i, n in enumerate(np.bincount(raw, minlength=1)) if n})
     found, counts = np.unique(raw, return_counts=True)

@@ -36,32 +36,53 @@ from crossearth_sar.data.files.tiff import alpha_sample, gdal_nodata, gdal_scale
 from crossearth_sar.errors import InputError
 
 
-def read_image_window(path: str | Path, window: Window, **how: Unpack[Reading]) -> RawImage:
+def read_image_window(
+    path: str | Path, window: Window, *, shape: tuple[int, int, int] | None = None, **how: Unpack[Reading]
+) -> RawImage:
     """The rectangle as `readers.read_image` reads whole files; its place is not known, nor need it be valid.
+
+    Args:
+        shape: what `readers.read_shape` said of the file, for whoever reads many windows of one; None: it is
+            looked at again.
 
     Raises:
         InputError: the file cannot be read, a band does not exist, or the rectangle reaches beyond it.
     """
-    stored = stored_window(Path(path), window, how.get("band_axis", "auto"), how.get("array_key"))
+    axis, key = how.get("band_axis", "auto"), how.get("array_key")
+    stored = stored_window(Path(path), window, axis, key, shape)
     if stored.sample_axis is not None:
         how = {**how, "band_axis": "auto"}
     return raw_image(stored, Path(path), **how)
 
 
-def read_label_window(path: str | Path, window: Window, *, expand_colors: bool = False) -> LabelParts:
-    """The rectangle as `readers.read_label_parts` reads whole files; errors as in `read_image_window`."""
-    return label_parts(stored_window(Path(path), window), Path(path), expand_colors=expand_colors)
+def read_label_window(
+    path: str | Path,
+    window: Window,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    expand_colors: bool = False,
+) -> LabelParts:
+    """The rectangle as `readers.read_label_parts` reads whole files; `shape` and errors as in
+    `read_image_window`."""
+    stored = stored_window(Path(path), window, shape=shape)
+    return label_parts(stored, Path(path), expand_colors=expand_colors)
 
 
 def stored_window(
-    path: Path, window: Window, band_axis: BandAxis = "auto", array_key: str | None = None
+    path: Path,
+    window: Window,
+    band_axis: BandAxis = "auto",
+    array_key: str | None = None,
+    shape: tuple[int, int, int] | None = None,
 ) -> StoredImage:
-    """What `formats.read_stored` gives of the rectangle alone; errors as in `read_image_window`."""
+    """What `formats.read_stored` gives of the rectangle alone; `shape` and errors as in
+    `read_image_window`."""
     files = members(path)
     if files != (path,):
         parts = [stored_window(file, window, "auto", array_key) for file in files]
         return stacked(parts, files, path)
-    shape = read_shape(path, band_axis=band_axis, array_key=array_key)  # finds truncated files, too
+    if shape is None:
+        shape = read_shape(path, band_axis=band_axis, array_key=array_key)  # finds truncated files, too
     bands, height, width = shape
     inside = 0 <= window.top <= height - window.height and 0 <= window.left <= width - window.width
     if not inside:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from crossearth_sar.data.sample import Sample
 from crossearth_sar.data.stream import TrainStream, join_samples
 from crossearth_sar.data.transforms import AugmentConfig, TrainTransform, center_crop_or_pad
+from crossearth_sar.data.views import View
 from crossearth_sar.data.working_scale import at_working_scale
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks
@@ -204,5 +205,6 @@ class Segmentation(Objective):
 class _Centre(TrainTransform):
     """No augmentation: the sample about its centre, at the model's ground spacing."""
 
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+    def __call__(self, source: Sample | View, generator: torch.Generator) -> Sample:
+        sample = source.whole() if isinstance(source, View) else source
         return center_crop_or_pad(at_working_scale(sample, self.pixel_m), self.size)

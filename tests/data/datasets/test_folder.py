@@ -208,6 +208,20 @@ def test_rgb_labels_and_a_palette(tmp_path: Path) -> None:
     assert scenes.classes.palette == ((9, 9, 9), (0, 0, 255))
 
 
+def test_colours_of_compressed_labels(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "a.png")
+    colors = np.zeros((8, 8, 3), np.uint8)
+    colors[:, 4:] = 4, 3, 250
+    colors[0, 0] = 120
+    Image.fromarray(colors).save(tmp_path / "a_label.png")
+    settings = {"root": str(tmp_path), "images": "a.png", "labels": "a_label.png", "values": "amplitude"}
+    palette = {"other": [0, 0, 0], "water": [0, 0, 255]}
+    mapping = {**settings, "classes": ["other", "water"], "label_palette": palette}
+    mask = open_scenes(mapping, label_tolerance=12)[0]["mask"]
+    assert mask[0].tolist() == [IGNORE_INDEX] + [0] * 3 + [1] * 4
+    assert "[4, 3, 250] (32 pixels)" in refusal(mapping)
+
+
 def test_invalid_pixels_are_filled_and_ignored(tmp_path: Path) -> None:
     mapping = write_floods(tmp_path)
     values = RNG.normal(-12, 3, (2, 40, 50)).astype(np.float32)
@@ -365,6 +379,7 @@ def test_large_sets_are_sampled_and_still_refuse_while_training(
         ({"label_palette": {"water": [0, 0, 255]}}, "both given"),
         ({"values": "decibel"}, "'db'"),
         ({"palette": [[0, 0, 0]]}, "one colour per class"),
+        ({"label_tolerance": 9}, "labels that are colours"),
         ({"bands": []}, "at least one band"),
         ({"bands": [0, 1, 2, 3]}, "at most 3"),
         ({"lables": "x"}, "did you mean 'labels'?"),

@@ -55,8 +55,8 @@ def refusal(root: Path, key: str, domain: str, **more: Any) -> str:
 @pytest.mark.parametrize(
     ("key", "domain", "samples", "bands"),
     [
-        (AIR, "North", 5, 3),
-        (AIR, "VV", 10, 1),
+        (AIR, "North", 10, 3),
+        (AIR, "VV", 30, 1),
         (DDHR, "KR", 5, 1),
         (FUSAR, "FUSAR", 20, 1),
         (OEM, "OpenEarthMap", 8, 1),
@@ -98,21 +98,75 @@ def test_a_large_scene_is_read_by_windows(trees: Path, monkeypatch: pytest.Monke
     assert set(sample["mask"][:, farmland_column].tolist()) == {DDHR_6.classes.names.index("farmland")}
 
 
-def test_components_and_channels_of_complex_slices(trees: Path) -> None:
-    folder = trees / AIR / "south"
-    raw = {p: tifffile.imread(folder / p / "3.tif") for p in ("HH", "HV", "VV")}
+def test_components_and_channels_of_whole_scenes(trees: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real and imaginary numbers of int16 are stored; each window is read from the scenes by itself."""
+    monkeypatch.setattr(windows, "read_stored", None)
+    part = slice(88, 600), slice(1024, 1536)
+    raw = {p: tifffile.imread(trees / AIR / "gz" / f"gz_{p}.tiff")[part] for p in ("hh", "hv", "vv")}
+    power = {p: (values.astype(np.float64) ** 2).sum(-1) for p, values in raw.items()}
     expected = {
-        "VV": [np.abs(raw["VV"])],
-        "HH": [np.abs(raw["HH"])],
-        "Full": [np.abs(raw[p]) for p in raw],
-        "Real": [np.abs(raw[p]) for p in raw],
-        "Complex(r)": [np.abs(raw[p].real) for p in raw],
-        "Complex(i)": [np.abs(raw[p].imag) for p in raw],
+        "VV": [np.sqrt(power["vv"])],
+        "HH": [np.sqrt(power["hh"])],
+        "Full": [np.sqrt(power[p]) for p in raw],
+        "Real": [np.sqrt(power[p]) for p in raw],
+        "Complex(r)": [np.abs(raw[p][..., 0]) for p in raw],
+        "Complex(i)": [np.abs(raw[p][..., 1]) for p in raw],
     }
     for domain, bands in expected.items():
         dataset = opened(trees, AIR, domain, check=False)
-        sample = dataset[dataset.names.index("south__3")]
+        sample = dataset[dataset.names.index("south__gz_y88_x1024")]
         np.testing.assert_allclose(sample["image"].numpy(), np.stack(bands), rtol=1e-6)
+
+
+def test_north_and_south_are_scenes(trees: Path) -> None:
+    north, south = (opened(trees, AIR, region, check=False).names for region in ("North", "South"))
+    assert {name.split("_y")[0] for name in north} == {"north"}
+    assert {name.split("_y")[0] for name in south} == {"south__sh", "south__gz"}
+    assert (len(north), len(south)) == (10, 20)
+
+
+def test_compressed_labels_are_read_within_a_tolerance(trees: Path) -> None:
+    sample = opened(trees, AIR, "North", check=False)[0]
+    index = np.broadcast_to(np.arange(512) // 16 % 6, (512, 512)).copy()
+    index[:, :100] = IGNORE_INDEX  # white
+    index[100:110, 200:210] = IGNORE_INDEX  # grey, far from every colour
+    assert np.array_equal(sample["mask"].numpy(), index)
+    stored = tifffile.imread(trees / AIR / "bj" / "modified" / "bj_gt_modify.tiff")[:512, :512]
+    assert len(np.unique(stored.reshape(-1, 3), axis=0)) > 100, "there is something to tolerate"
+    message = refusal(trees, AIR, "North", changes={"label_tolerance": 0})
+    assert "stand for no class" in message
+
+
+@pytest.mark.parametrize("unit", ["patch", "block"])
+def test_no_pixel_of_a_scene_is_on_both_sides(unit: str, trees: Path) -> None:
+    changes = {"split_unit": unit, "block": 2}
+    seen = {}
+    for part in ("train", "test"):
+        names = opened(trees, AIR, "VV", part=part, changes=changes, check=False).names
+        pixels: set[tuple[str, int, int]] = set()
+        for name in names:
+            scene, y, x = name.rsplit("_", 2)
+            top, left = int(y[1:]), int(x[1:])
+            pixels |= {(scene, r, c) for r in range(top, top + 512, 4) for c in range(left, left + 512, 4)}
+        seen[part] = pixels
+        assert pixels
+    assert not seen["train"] & seen["test"]
+    written = {path.name for path in Path("splits").iterdir()}
+    blocks = "-blocks2" if unit == "block" else ""
+    assert written == {f"{AIR}-{region}{blocks}-seed0.json" for region in ("north", "south")}
+
+
+def test_blocks_keep_neighbours_together(trees: Path) -> None:
+    changes = {"split_unit": "block", "block": 2}
+    sides = {
+        name: part
+        for part in ("train", "test")
+        for name in opened(trees, AIR, "VV", part=part, changes=changes, check=False).names
+    }
+    for scene in ("north", "south__sh", "south__gz"):
+        for left in (0, 1024):
+            block = {sides[f"{scene}_y{y}_x{x}"] for y in (0, 88) for x in (left, left + 512)}
+            assert len(block) == 1
 
 
 def test_small_patches_are_enlarged_and_labels_keep_their_shares(trees: Path) -> None:
@@ -126,11 +180,11 @@ def test_small_patches_are_enlarged_and_labels_keep_their_shares(trees: Path) ->
 
 def test_class_maps_drop_and_join(trees: Path) -> None:
     sample = opened(trees, AIR, "North", task=AIR_5)[0]
-    stripe = sample["mask"][0, ::16]
+    stripe = sample["mask"][0, 192::16]  # from the first whole cycle of six after the unlabelled margin
     names = BENCHMARK_DATASETS[AIR].classes
     expected = [AIR_5.classes.names.index(n) if n != "mountain" else IGNORE_INDEX for n in names]
     assert stripe[:6].tolist() == expected
-    as_fusar = opened(trees, AIR, "AIR", task=FUSAR_5)[0]["mask"][0, ::16][:6].tolist()
+    as_fusar = opened(trees, AIR, "AIR", task=FUSAR_5)[0]["mask"][0, 192::16][:6].tolist()
     assert [FUSAR_5.classes.names[i] if i != IGNORE_INDEX else None for i in as_fusar] == [
         "water",
         "vegetation",
@@ -273,9 +327,12 @@ def test_a_missing_region_and_missing_files(trees: Path, tmp_path: Path) -> None
     message = refusal(tmp_path, DDHR, "KR")
     assert "1 of 5 labels are missing" in message
     assert "got: 2 …" in message or "got: 2;" in message
-    (tmp_path / AIR / "north" / "HV" / "4.tif").unlink()
-    assert "1 of 5 images of channel HV are missing" in refusal(tmp_path, AIR, "Full")
-    assert len(opened(tmp_path, AIR, "VV")) == 10, "a domain without that channel is whole"
+    (tmp_path / AIR / "sh" / "sh_hv.tiff").unlink()
+    assert "1 of 1 images of channel hv are missing" in refusal(tmp_path, AIR, "Full")
+    assert len(opened(tmp_path, AIR, "VV")) == 30, "a domain without that channel is whole"
+    shutil.rmtree(tmp_path / AIR / "sh")
+    assert "region south lacks sh: no image matches sh/sh_vv.*" in refusal(tmp_path, AIR, "VV")
+    assert len(opened(tmp_path, AIR, "North")) == 10
 
 
 def test_truncated_image(tmp_path: Path) -> None:
@@ -305,12 +362,17 @@ def test_unknown_label_value_and_wrong_size(tmp_path: Path) -> None:
 
 def test_real_values_where_complex_ones_belong(tmp_path: Path) -> None:
     write_trees(tmp_path, [AIR])
-    tifffile.imwrite(tmp_path / AIR / "north" / "VV" / "1.tif", np.ones((512, 512), np.float32))
+    path = tmp_path / AIR / "bj" / "bj_vv.tiff"
+    tifffile.imwrite(path, np.ones((600, 2560), np.float32))
     for domain in ("VV", "Complex(r)"):
         message = refusal(tmp_path, AIR, domain)
-        assert "1.tif is not 'complex' as AIR-PolSAR-Seg-2.0 is declared" in message
-        assert "got: dtype float32" in message
-    assert len(opened(tmp_path, AIR, "HH")) == 10
+        assert "bj_vv.tiff is not a real and an imaginary part, as it is declared" in message
+        assert "got: 1 bands of float32" in message
+        message = refusal(tmp_path, AIR, domain, changes={"components": False})
+        assert "is not 'complex' as AIR-PolSAR-Seg-2.0 is declared" in message
+    assert len(opened(tmp_path, AIR, "HH")) == 30
+    with pytest.raises(InputError, match="components"):
+        open_spec(FUSAR, {"components": True})
 
 
 def test_several_problems_come_together(tmp_path: Path) -> None:
@@ -360,6 +422,8 @@ def test_a_row_can_be_corrected_for_files_that_lie_otherwise(tmp_path: Path) -> 
         "folder": "elsewhere",
         "images": "{region}/{polarization}/*_{polarization}.*",
         "labels": "{region}/gt/*_gt.*",
+        "components": False,
+        "regions": {"north": ["north"]},
         "label_palette": {},
         "label_values": {0: "ignore", 1: "water", 2: "road", 3: "building", 4: "mountain"},
         "scene_size": None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_trees import save, speckle, stripes
+from dataset_trees import AIR_1_COLORS, save, speckle, stripes
 from PIL import Image
 
 from crossearth_sar.data.datasets.official import OfficialDataset
@@ -82,11 +82,15 @@ def test_real_labels_become_the_seven_classes(key: str, tmp_path: Path) -> None:
 def test_channels_of_air_polsar_seg_1(tmp_path: Path) -> None:
     root = tmp_path / "AIR-PolSAR-Seg-1.0"
     for k, channel in enumerate(("HH", "HV", "VH", "VV")):
-        save(root / channel / "1.tif", np.full((96, 96), 10 * (k + 1), np.uint16))
-    save(root / "gt" / "1.png", stripes(96, 96, 6))
+        path = root / "train_set" / f"AIR-PolarSAR-Seg-1_{channel}.tiff"
+        save(path, np.full((96, 96), 10 * (k + 1), np.uint16))
+    colors = AIR_1_COLORS[stripes(96, 96, 6)]
+    colors[90:] = 0
+    save(root / "train_set" / "AIR-PolarSAR-Seg-1_gt.png", colors)
     spec = open_spec("AIR-PolSAR-Seg-1.0")
     sample = OfficialDataset(spec, tmp_path, "all", task=SEVEN_CLASS_TASK)[0]
     assert sample["image"][:, 0, 0].tolist() == [10, 20, 40]
     assert OfficialDataset(spec, tmp_path, "VH")[0]["image"][:, 0, 0].tolist() == [30]
     stripe = [SEVEN_CLASS_TASK.classes.names[i] for i in sample["mask"][0, ::16].tolist()]
     assert stripe == ["building", "forest", "agricultural", "water", "building", "background"]
+    assert set(sample["mask"][90:].unique().tolist()) == {IGNORE_INDEX}, "black"

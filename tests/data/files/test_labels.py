@@ -9,7 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from crossearth_sar.data.files.labels import decode_label, label_table, read_label
+from crossearth_sar.data.files.labels import count_values, decode_label, label_table, read_label
+from crossearth_sar.data.files.readers import LabelParts
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.errors import InputError
 
@@ -34,6 +35,45 @@ def test_many_values_may_be_one_class_in_any_order() -> None:
 
 def test_without_a_table_values_are_indices_and_255_is_ignored() -> None:
     assert decode_label(np.array([[[0, 1, 255]]]), label_table(CLASSES)).tolist() == [[0, 1, IGNORE_INDEX]]
+
+
+TOLERANT = {"other": (255, 0, 0), "water": ((0, 0, 255), (0, 255, 255)), "ignore": (255, 255, 255)}
+
+
+def test_colours_near_those_of_the_table_are_them() -> None:
+    colors = [
+        (255, 0, 0),
+        (240, 7, 8),
+        (239, 7, 8),
+        (0, 10, 235),
+        (9, 250, 240),
+        (250, 240, 240),
+        (90, 90, 90),
+    ]
+    values = np.array([colors], np.uint8).transpose(2, 0, 1)
+    expected = [0, 0, IGNORE_INDEX, 1, 1, IGNORE_INDEX, IGNORE_INDEX]
+    table = label_table(CLASSES, palette=TOLERANT, tolerance=30)
+    assert decode_label(values, table).tolist() == [expected], "30 is near, 31 is not"
+    with pytest.raises(InputError, match=r"\[240, 7, 8\] \(1 pixels\)"):
+        decode_label(values, label_table(CLASSES, palette=TOLERANT))
+    found = count_values(LabelParts(values, None, None, None), table)
+    packed = {"other": 255 << 16, "far": 239 << 16 | 7 << 8 | 8, "blue": 255, "cyan": 255 << 8 | 255}
+    assert {name: found[code] for name, code in packed.items()} == {
+        "other": 2,
+        "far": 1,
+        "blue": 1,
+        "cyan": 1,
+    }
+
+
+def test_tolerances_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="for labels that are colours"):
+        label_table(CLASSES, FLOODS, tolerance=3)
+    with pytest.raises(InputError, match="label_tolerance"):
+        label_table(CLASSES, palette=TOLERANT, tolerance=-1)
+    label_table(CLASSES, palette=TOLERANT, tolerance=127)
+    with pytest.raises(InputError, match=r"near two of label_palette[\s\S]*below 127.5"):
+        label_table(CLASSES, palette=TOLERANT, tolerance=128)
 
 
 def test_unknown_values_are_counted_and_the_remedy_named() -> None:
