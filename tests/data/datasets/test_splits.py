@@ -8,7 +8,7 @@ import pytest
 
 from crossearth_sar.data.datasets.benchmarks import BENCHMARK_DATASETS
 from crossearth_sar.data.datasets.spec import PaperCounts
-from crossearth_sar.data.datasets.splits import draw_split, stored_split, train_share
+from crossearth_sar.data.datasets.splits import block_starts, draw_split, stored_split, train_share
 from crossearth_sar.errors import InputError
 
 NAMES = [f"patch_{i}" for i in range(50)]
@@ -46,3 +46,19 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     drawn = draw_split(NAMES, train_count=40, seed=0, group="x")
     with pytest.raises(InputError, match="cannot be written"):
         stored_split(tmp_path / "file" / "a.json", NAMES, drawn=drawn, about={})
+
+
+@pytest.mark.parametrize(
+    ("starts", "block", "expected"),
+    [
+        ([0], 2, [0]),
+        ([0, 4, 8, 12], 1, [0, 4, 8, 12]),
+        ([0, 4, 8, 12], 3, [0, 0, 0, 12]),
+        ([0, 4, 8, 9], 1, [0, 4, 8, 8]),
+        ([0, 4, 8, 9], 2, [0, 0, 8, 8]),
+        ([0, 4, 5], 2, [0, 0, 0]),
+    ],
+)
+def test_blocks_of_windows(starts: list[int], block: int, expected: list[int]) -> None:
+    """Windows of 4; the last may have been shifted over the one before it."""
+    assert block_starts(starts, 4, block) == expected
