@@ -146,9 +146,6 @@ TABLE: dict[str, Step | Built | Left] = {
             ("NISAR_L2_GCOV.h5", "--values intensity --output maps-nisar", "NISAR_L2_GCOV.tif"),
         )
     },
-    "crossearth-sar predict --images tsx.cos --values complex --pixel-m 2 --output maps-tsx": Left(
-        "GDAL writes no COSAR: its driver is asked for, no product of TerraSAR-X is here"
-    ),
     # docs/FINETUNING.md
     "crossearth-sar finetune --config finetune_water --set data_root=FOLDER weights=BACKBONE": WATER,
     "crossearth-sar finetune --config finetune_benchmark --benchmark N2S --set data_root=FOLDER weights=BACKBONE": Step(
