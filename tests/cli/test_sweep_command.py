@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ranks import micro_run
+from ranks import micro_run, slow
 
 from crossearth_sar import load_model
 from crossearth_sar.cli import sweep as command
@@ -97,6 +97,7 @@ def test_a_real_sweep_to_its_end(place: Path, capsys: pytest.CaptureFixture[str]
     assert f"Best: {best['trial']}" in said.out
 
 
+@slow
 def test_what_a_signal_stops_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A signal to the sweep alone: the trial's process ends its step, saves, and resumes there."""
     given = words(place, space={"trials": 1}, steps=60)
