@@ -12,7 +12,6 @@ import itertools
 import logging
 import os
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -270,9 +269,9 @@ class OfficialDataset:
             "bands": spec.bands,
             "scale": spec.scale,
             "offset": spec.offset,
+            "complex_bands": spec.components,
         }
         raw = read_whole(path, **how) if window is None else read_image_window(path, window, **how)
-        raw = _joined(raw) if spec.components else raw
         if window is None:
             self._require_size(raw.values, path)
         if self._doubts is not None and raw.valid.any():
@@ -330,19 +329,6 @@ class OfficialDataset:
                     ]
                 )
             )
-
-
-def _joined(raw: RawImage) -> RawImage:
-    """One complex band of two real ones."""
-    if len(raw.values) != 2 or np.iscomplexobj(raw.values):
-        raise InputError(
-            f"{raw.path} is not a real and an imaginary part, as it is declared",
-            got=f"{len(raw.values)} bands of {raw.values.dtype}",
-            expected="two real bands",
-            fix="set components: false in the data file if it is complex, or band_axis: first or last",
-        )
-    parts = np.moveaxis(raw.values, 0, -1).astype(np.float32, order="C")
-    return replace(raw, values=parts.view(np.complex64)[None, ..., 0])
 
 
 def _require_same_way(image: Path, label: Path) -> None:

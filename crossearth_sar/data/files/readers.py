@@ -150,7 +150,7 @@ def _joined(values: np.ndarray, path: Path) -> np.ndarray:
     """(C / 2, H, W) complex numbers of I, Q, I, Q …"""
     if len(values) % 2 or np.iscomplexobj(values):
         raise InputError(
-            f"{path} is no pairs of I and Q, as values: complex_bands says",
+            f"{path} is no pairs of I and Q, as values: complex_bands or components: true says",
             got=f"{len(values)} bands of {values.dtype}",
             expected="two real bands for each band: the real part, then the imaginary",
             fix="declare values: complex if it is complex, or choose two: bands: [0, 1]",

@@ -366,7 +366,7 @@ def test_real_values_where_complex_ones_belong(tmp_path: Path) -> None:
     tifffile.imwrite(path, np.ones((600, 2560), np.float32))
     for domain in ("VV", "Complex(r)"):
         message = refusal(tmp_path, AIR, domain)
-        assert "bj_vv.tiff is not a real and an imaginary part, as it is declared" in message
+        assert "bj_vv.tiff is no pairs of I and Q" in message
         assert "got: 1 bands of float32" in message
         message = refusal(tmp_path, AIR, domain, changes={"components": False})
         assert "is not 'complex' as AIR-PolSAR-Seg-2.0 is declared" in message
