@@ -70,10 +70,10 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[Row]:
     config = load_model(arguments.model).config
     options = ["--scores"] * arguments.scores + ["--page"] * arguments.page
     rows: list[Row] = []
-    for height, width in ((config.crop_size, config.crop_size), (arguments.height, arguments.width)):
+    for height, width in ((config.window, config.window), (arguments.height, arguments.width)):
         scene = folder / f"{height}x{width}.tif"
         make_scene(scene, height, width)
-        sides = (len(window_starts(side, config.crop_size, config.crop_stride)) for side in (height, width))
+        sides = (len(window_starts(side, config.window, config.crop_stride)) for side in (height, width))
         windows = int(np.prod(list(sides)))
         seconds, peak_mb = predicted(scene, arguments.model, arguments.device, options, folder / scene.stem)
         rows.append(

@@ -144,7 +144,7 @@ def test_scene_benchmark(tmp_path: Path) -> None:
     assert "| 300 | 400 |" in text
     with (tmp_path / "results.csv").open(encoding="utf-8") as file:
         start, scene = csv.DictReader(file)
-    assert (start["windows"], scene["windows"]) == ("1", str(4 * 5))
+    assert (start["windows"], scene["windows"]) == ("1", str(2 * 2))
     assert float(scene["peak MB"]) > 100
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,7 @@ def test_percents_are_probabilities_and_their_entropy(temperature: float | None)
 def test_class_changes_are_no_commoner_at_edges_of_windows() -> None:
     """The model in the box on a scene of one kind of ground: along the rows and columns where windows end."""
     model = load_model("tiny")
+    model.config = replace(model.config, window_size=128, crop_stride=85)  # many edges
     draw = np.random.default_rng(3)
     texture = np.exp(0.5 * gaussian_filter(draw.normal(size=(640, 640)), 5) / 0.06)
     values = (texture * draw.rayleigh(size=(640, 640))).astype(np.float32)[None]
@@ -243,14 +245,14 @@ def test_class_changes_are_no_commoner_at_edges_of_windows() -> None:
     excess = {}
     for taper in (True, False):
         found = predict_scene(model, scene, mean, std, how=Sliding(taper=taper))
-        crop, starts = model.config.crop_size, window_starts(640, 128, model.config.crop_stride)
-        edges = sorted({*starts[1:], *(start + crop for start in starts[:-1])})
+        starts = window_starts(640, 128, 85)
+        edges = sorted({*starts[1:], *(start + 128 for start in starts[:-1])})
         for axis in (0, 1):
             changes = (np.diff(found.astype(int), axis=axis) != 0).mean(1 - axis)
             at_edges = np.isin(np.arange(1, 640), edges)
             excess[taper, axis] = changes[at_edges].mean() / changes[~at_edges].mean()
     assert max(excess[True, 0], excess[True, 1]) <= 1.3, excess
-    assert min(excess[False, 0], excess[False, 1]) > 1.5, "without the taper it shows, or this tests nothing"
+    assert min(excess[False, 0], excess[False, 1]) > 1.35, "without the taper it shows, or this tests nothing"
 
 
 def test_a_scene_on_disk_gives_what_it_gives_in_memory(
