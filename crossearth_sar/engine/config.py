@@ -195,9 +195,9 @@ def simulated_run() -> RunConfig:
         },
         augment=AugmentConfig(scale_min=1.0, scale_max=1.0, max_class_share=1.0, gain_db=0.0),
         optim=OptimConfig(lr=2e-3, warmup_steps=100),  # from scratch, and small
-        steps=1000,
-        validate_every=500,
-        save_every=500,
+        steps=600,
+        validate_every=300,
+        save_every=300,
         train=DomainConfig(name="sensors", simulated=wide, normalize="image"),
         validation=DomainConfig(name="sensors-heldout", simulated=held_out, normalize="image"),
         unseen=(DomainConfig(name="unseen", simulated=fine, normalize="image"),),
