@@ -197,8 +197,10 @@ def guessed_values(arguments: argparse.Namespace, image: Path) -> ValueKind:
         values, valid = raw.rows(rows)
         if np.iscomplexobj(values):
             kind = "complex"
-        elif kind == "amplitude" and (values[:, valid] < 0).any():
+        elif (values[:, valid] < 0).any():
             kind = "db"
+        if kind != "amplitude":
+            break  # the rest of a large scene says no more
     logging.warning(
         "the numbers of %s are taken for %s: give --values where they are something else", image, kind
     )

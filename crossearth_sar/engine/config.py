@@ -186,13 +186,7 @@ def simulated_run() -> RunConfig:
     )  # fmt: skip
     return RunConfig(
         output="runs/cpt",
-        model={
-            "pixel_m": 10.0,
-            "bands": 1,
-            "window_size": 256,  # twice the crop: more of the surroundings, and better for it on real images
-            "crop_stride": 170,
-            "moe": {"descriptors": list(SCALE_FREE_DESCRIPTORS)},
-        },
+        model={"pixel_m": 10.0, "bands": 1, "moe": {"descriptors": list(SCALE_FREE_DESCRIPTORS)}},
         augment=AugmentConfig(scale_min=1.0, scale_max=1.0, max_class_share=1.0, gain_db=0.0),
         optim=OptimConfig(lr=2e-3, warmup_steps=100),  # from scratch, and small
         steps=600,

@@ -111,7 +111,7 @@ def strips(
     rows_of_windows = windows_below(model, scene, first_row)
     runner = _Runner(model, (db_mean, db_std), device, how, on_batch)
     sums = _Sums(config.num_classes, min(config.window, size[0]), size[1], device, needed)
-    back = _WayBack(scene, size, model, first_row, scores)
+    back = _WayBack(scene, size, model.temperature, first_row, scores)
     is_empty = first_row == 0
     with eval_mode(model), ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(scene.working_rows, rows_of_windows[0][0], size)
@@ -228,9 +228,9 @@ class _WayBack:
     """From scores of finished working rows to classes of the scene's own rows."""
 
     def __init__(
-        self, scene: Scene, size: tuple[int, int], model: CrossEarthSAR, first_row: int, scores: bool
+        self, scene: Scene, size: tuple[int, int], temperature: float | None, first_row: int, scores: bool
     ) -> None:
-        self.scene, self.size, self.model = scene, size, model
+        self.scene, self.size, self.temperature = scene, size, temperature
         self.next_row, self.with_percent = first_row, scores
         self.top, self.kept_KhW = 0, torch.empty(0)  # working rows that rows to come lie between
         self.valid_top, self.valid = first_row, np.empty((0, scene.size[1]), bool)
@@ -268,7 +268,7 @@ class _WayBack:
         classes[~valid] = IGNORE_INDEX
         percent = None
         if self.with_percent:
-            percent = percents(scores_KhW, self.model.temperature).cpu().numpy()
+            percent = percents(scores_KhW, self.temperature).cpu().numpy()
             percent[:, ~valid] = IGNORE_INDEX
         return Strip(rows, classes, percent)
 

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from saved_model import SMALL
 
 from crossearth_sar import InputError, build_model, load_model, save_model
 from crossearth_sar.cli import map_names
@@ -19,28 +20,12 @@ from crossearth_sar.data.files.readers import read_bands
 from crossearth_sar.device import checked_device
 from crossearth_sar.evaluation.calibration import store_temperature
 
-SMALL = {
-    "vit": {"dim": 32, "num_heads": 2, "image_size": 64, "patch_size": 16, "depth": 4},
-    "decoder": {"channels": 32, "num_queries": 8, "pixel_layers": 1, "query_layers": 1},
-    "crop_size": 64,
-    "crop_stride": 40,
-}
 ALL = ["--images", "data/*/*.*", "--values", "amplitude", "--normalize", "domain"]
 
 
 def speckle(height: int, width: int) -> np.ndarray:
     mean = np.linspace(20, 90, width) * (1 + np.arange(height) // 30 % 2)[:, None]
     return (mean * np.random.default_rng(0).rayleigh(size=(height, width))).clip(1, 255).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(4)
-    folder = tmp_path_factory.mktemp("predict") / "model"
-    model = build_model("crossearth_sar_tiny", 3, changes=SMALL)
-    model.name_classes(["sea", "land", "ice"], [(0, 0, 200), (90, 60, 0), (255, 255, 255)])
-    save_model(model, folder)
-    return folder
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from saved_model import SMALL
 
 from crossearth_sar import build_model, load_model, save_model
 from crossearth_sar.cli.main import main
@@ -17,11 +18,6 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.scene import Scene, measure_scenes
 from crossearth_sar.input_contract import InputContract, joined
 
-SMALL = {
-    "vit": {"dim": 32, "num_heads": 2, "image_size": 64, "patch_size": 16, "depth": 4},
-    "crop_size": 64,
-    "crop_stride": 40,
-}
 OF_TRAINING = InputContract(domain="mine", values="db", bands=1, db_mean=(-11.0,), db_std=(4.0,))
 
 

@@ -14,32 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-import torch
 
-from crossearth_sar import InputError, build_model, save_model
+from crossearth_sar import InputError
 from crossearth_sar.cli import map_making, progress
 from crossearth_sar.cli.main import main
 from crossearth_sar.cli.map_names import has_rasterio
 from crossearth_sar.cli.progress import Progress
 from crossearth_sar.cli.shards import Shard, device_of_rank, shard_of
 from crossearth_sar.data.files.readers import read_bands
-
-SMALL = {
-    "vit": {"dim": 32, "num_heads": 2, "image_size": 64, "patch_size": 16, "depth": 4},
-    "decoder": {"channels": 32, "num_queries": 8, "pixel_layers": 1, "query_layers": 1},
-    "crop_size": 64,
-    "crop_stride": 40,
-}
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(4)
-    folder = tmp_path_factory.mktemp("predict") / "model"
-    model = build_model("crossearth_sar_tiny", 3, changes=SMALL)
-    model.name_classes(["sea", "land", "ice"], [(0, 0, 200), (90, 60, 0), (255, 255, 255)])
-    save_model(model, folder)
-    return folder
 
 
 @pytest.fixture

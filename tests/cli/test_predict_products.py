@@ -11,29 +11,15 @@ import pytest
 import sar_files
 import torch
 
-from crossearth_sar import build_model, load_model, save_model
+from crossearth_sar import load_model
 from crossearth_sar.cli.main import main
 from crossearth_sar.data.files.readers import read_bands
 
-SMALL = {
-    "vit": {"dim": 32, "num_heads": 2, "image_size": 64, "patch_size": 16, "depth": 4},
-    "decoder": {"channels": 32, "num_queries": 8, "pixel_layers": 1, "query_layers": 1},
-    "crop_size": 64,
-    "crop_stride": 40,
-}
 SAFE = "S1A_IW_GRDH_1SDV_20260101T000000.SAFE"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of sarkit, about importlib
     pytest.mark.filterwarnings("ignore:.*SCHEMASV"),  # the SICD written here has only what is read
 ]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(4)
-    folder = tmp_path_factory.mktemp("predict") / "model"
-    save_model(build_model("crossearth_sar_tiny", 3, changes=SMALL), folder)
-    return folder
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def build(contender: str, classes: Sequence[str], pixel_m: float | None) -> Cont
     or shipped."""
     base, *settings = contender.split("+")
     if base == "unet":
-        return SmallUNet(PeerConfig(len(classes), pixel_m, CROP))
+        return SmallUNet(PeerConfig(len(classes), pixel_m))
     if base == "shipped":
         return started_from_shipped(classes, pixel_m)
     default = {**simulated_run().model, "pixel_m": pixel_m, "bands": None}

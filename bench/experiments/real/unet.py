@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossearth_sar.data.sample import IGNORE_INDEX
+from crossearth_sar.model_output import ModelOutput
 from crossearth_sar.network_input import network_input
 from crossearth_sar.presets import crossearth_sar_tiny
-from crossearth_sar.sliding import window_weights
-from crossearth_sar.spacing import sliding_windows
+from crossearth_sar.sliding import slide_scores
+
+TINY = crossearth_sar_tiny(2)
 
 STRIDE = 8
 """Three halvings: sides of the input are multiples of it."""
@@ -32,8 +34,8 @@ class PeerConfig:
 
     num_classes: int
     pixel_m: float | None = 10.0
-    crop_size: int = 128
-    crop_stride: int = crossearth_sar_tiny(2).crop_stride
+    window: int = TINY.window
+    crop_stride: int = TINY.crop_stride
     bands: int | None = None
 
 
@@ -83,20 +85,15 @@ class SmallUNet(nn.Module):
         on_window: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """(B, K, H, W): averaged probabilities of windows, which count as the model's do."""
-        height, width = image_BCHW.shape[-2:]
-        scores = image_BCHW.new_zeros(len(image_BCHW), self.config.num_classes, height, width)
-        weight_HW = image_BCHW.new_zeros(height, width)
-        for rows, columns in sliding_windows(height, width, self.config.crop_size, self.config.crop_stride):
-            window = image_BCHW[..., rows, columns]
-            high, wide = window.shape[-2:]
-            padded = F.pad(window, (0, -wide % STRIDE, 0, -high % STRIDE), mode="replicate")
-            logits = self(padded, db_mean, db_std)
-            if on_window is not None:
-                on_window(logits)
-            weight_hw = window_weights(high, wide, weight_HW, taper=True)
-            scores[..., rows, columns] += logits.softmax(1)[..., :high, :wide] * weight_hw
-            weight_HW[rows, columns] += weight_hw
-        return scores / weight_HW
+        return slide_scores(
+            lambda *window: ModelOutput(self(*window), ()), self, image_BCHW, db_mean, db_std,
+            crop=self.config.window, stride=self.config.crop_stride, patch=STRIDE,
+            on_window=None if on_window is None else lambda output: on_window(output.decoder),
+        )  # fmt: skip
+
+    def semantic_scores(self, logits_BKHW: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, K, H, W) probabilities; logits are of the window's own size."""
+        return logits_BKHW.softmax(1)
 
 
 def _double(i: int, o: int) -> nn.Sequential:
