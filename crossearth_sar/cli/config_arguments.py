@@ -92,6 +92,8 @@ def built_config(
 ) -> T:
     """The config of a command: `default`, over it --config, over that `changes`, over that --set.
 
+    Where a layer names another preset, the default's `model` is left out.
+
     With --print_config it is printed, and the program ends.
 
     Args:
@@ -104,11 +106,14 @@ def built_config(
     """
     content = read_config(arguments.config) if arguments.config is not None else {}
     over = {key: to_mapping(value) for key, value in (changes or {}).items()}
-    base = to_mapping(default)
+    base, said = to_mapping(default), parse_overrides(arguments.overrides)
+    presets = [layer["preset"] for layer in (base, content, over, said) if "preset" in layer]
+    if presets and presets[-1] != presets[0]:
+        base.pop("model", None)  # its settings are for the default's preset
     if {*content, *over} & {*whole}:
         base = {key: value for key, value in base.items() if key not in whole}
     cls = type(default)
-    config = from_mapping(cls, layered(cls, base, content, over, parse_overrides(arguments.overrides)))
+    config = from_mapping(cls, layered(cls, base, content, over, said))
     if arguments.print_config:
         if speaks():
             print(commented_yaml(config), end="")

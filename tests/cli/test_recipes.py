@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
+from crossearth_sar.cli.config_arguments import add_config_arguments, built_config
 from crossearth_sar.config import from_mapping, read_yaml
 from crossearth_sar.data.datasets.pretraining import (
     PRETRAINING_IMAGES,
     PRETRAINING_SOURCES,
     VALIDATION_IMAGES,
 )
-from crossearth_sar.engine.config import RunConfig
+from crossearth_sar.engine.config import DOMAINS, RunConfig, simulated_run
 from crossearth_sar.engine.planning.layout import deepspeed_config, plan_layout, run_model_config
 
 TRAIN = Path(__file__).resolve().parents[2] / "train"
@@ -32,6 +34,16 @@ def test_json_is_what_the_code_builds(name: str) -> None:
     assert layout.micro_batch * config.accumulation * GPUS[name] == config.batch_size
     if config.train.folder is not None:
         assert len(config.train.folder.classes) == 7
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_the_command_takes_no_model_settings_from_the_default_run(name: str) -> None:
+    """Recipes lie over the tiny model's run, whose spacing, bands and descriptors are for that model."""
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser, simulated_run())
+    taken = built_config(simulated_run(), parser.parse_args(["--config", name]), whole=DOMAINS)
+    alone = from_mapping(RunConfig, read_yaml(RECIPES / f"{name}.yaml"))
+    assert run_model_config(taken, 7) == run_model_config(alone, 7)
 
 
 def test_the_200k_recipe_is_the_papers_set() -> None:
