@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from crossearth_sar.errors import InputError
+from crossearth_sar.state_files import listed, read_state_file, require_fit
 from crossearth_sar.vit.embed import resize_position_embedding
 from crossearth_sar.vit.vit import VisionTransformer, ViTConfig
-
-LISTED_KEYS = 12
-"""Keys named per kind of fault; the others are counted."""
 
 OFFICIAL_HEADS = {384: 6, 768: 12, 1024: 16}
 """Width -> attention heads of ViT-S, B and L. A state dict does not hold the number of heads."""
@@ -82,42 +76,6 @@ def read_dinov2(path: str | Path, config: ViTConfig) -> dict[str, Tensor]:
     return fitted
 
 
-def read_state_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth, .pt or .safetensors file, on the CPU; no object in it is built.
-
-    Raises:
-        InputError: no such file, another kind, damaged, or something else than named tensors.
-    """
-    require_state_file(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(
-            f"weights {path} cannot be read",
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            expected="named tensors alone: files that would run code when read are refused",
-            fix="fetch the file again; export tensors only with torch.save(model.state_dict(), …)",
-        ) from error
-    return _named_tensors(state, path)
-
-
-def require_state_file(path: Path) -> None:
-    """InputError unless a file of a kind that `read_state_file` reads is at `path`; does not open it."""
-    if not path.is_file():
-        raise InputError(
-            f"no weights at {path}",
-            got="nothing there" if not path.exists() else "no file",
-            expected="a .pth or .safetensors file, or a folder with config.json and model.safetensors",
-            fix="give the path of a file already downloaded; nothing is fetched here",
-        )
-    if path.suffix not in (".pth", ".pt", ".safetensors"):
-        raise InputError(
-            f"weights {path} are of no kind read here", got=path.suffix, expected=".pth, .pt, .safetensors"
-        )
-
-
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """transformers' Dinov2Model state dict (of version 5 or earlier) -> the official DINOv2 names.
 
@@ -130,7 +88,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if unknown:
         raise InputError(
             "not keys of transformers' Dinov2Model",
-            got=_listed(unknown),
+            got=listed(unknown),
             fix="give the state dict of Dinov2Model, without a classification head or register tokens",
         )
     official: dict[str, Tensor] = {}
@@ -148,7 +106,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         f"{part} of {name}" for name, parts in projections.items() for part in "qkv" if part not in parts
     ]
     if missing:
-        raise InputError("attention projections are missing", got=_listed(missing), expected="q, k and v")
+        raise InputError("attention projections are missing", got=listed(missing), expected="q, k and v")
     joined = {name: torch.cat([parts[part] for part in "qkv"]) for name, parts in projections.items()}
     return official | joined
 
@@ -172,42 +130,13 @@ def fit_to_config(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, T
     return fitted
 
 
-def require_fit(
-    state: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    what: str,
-    *,
-    may_lack: Callable[[str], bool] = lambda key: False,
-    fix: str | None = None,
-) -> None:
-    """One InputError that lists every unknown, missing and misshaped key of `state`, if there is any.
-
-    Args:
-        expected: a state dict with the keys and shapes wanted; its values are not looked at.
-        what: the weights, for the message.
-        may_lack: keys that the model keeps as they are when absent.
-    """
-    faults = {
-        "unknown": [key for key in state if key not in expected],
-        "missing": [key for key in expected if key not in state and not may_lack(key)],
-        "misshaped": [
-            f"{key} {tuple(value.shape)} for {tuple(expected[key].shape)}"
-            for key, value in state.items()
-            if key in expected and value.shape != expected[key].shape
-        ],
-    }
-    found = [f"{len(keys)} {kind}: {_listed(keys)}" for kind, keys in faults.items() if keys]
-    if found:
-        raise InputError(f"{what} do not fit the model", got="; ".join(found), fix=fix)
-
-
 def _read_folder(folder: Path, config: ViTConfig) -> dict[str, Tensor]:
     """A folder that transformers' save_pretrained wrote; what its config says beyond shapes is checked."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise InputError(
                 f"no weights in folder {folder}",
-                got=f"{name} is missing; there: {_listed(sorted(p.name for p in folder.iterdir())) or '-'}",
+                got=f"{name} is missing; there: {listed(sorted(p.name for p in folder.iterdir())) or '-'}",
                 expected="config.json and model.safetensors",
             )
     try:
@@ -228,22 +157,6 @@ def _read_folder(folder: Path, config: ViTConfig) -> dict[str, Tensor]:
     if heads != config.num_heads:
         raise _other_heads(folder, heads, config)
     return read_state_file(folder / "model.safetensors")
-
-
-def _named_tensors(state: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(state, Mapping):
-        raise InputError(f"weights {path} hold no named tensors", got=type(state).__name__)
-    other = [
-        f"{key!r} ({type(value).__name__})" for key, value in state.items() if not torch.is_tensor(value)
-    ]
-    if other:
-        raise InputError(
-            f"weights {path} hold more than named tensors",
-            got=_listed(other),
-            expected="a state dict at the top level",
-            fix="save the inner mapping of the backbone's tensors as a file of its own",
-        )
-    return {str(key): value for key, value in state.items()}
 
 
 def _likely_cause(state: Mapping[str, Tensor], config: ViTConfig) -> str | None:
@@ -270,11 +183,6 @@ def _other_heads(path: Path, heads: int, config: ViTConfig) -> InputError:
 
 def _is_square(count: int) -> bool:
     return count > 0 and round(count**0.5) ** 2 == count
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED_KEYS} more" if len(names) > LISTED_KEYS else ""
-    return ", ".join(names[:LISTED_KEYS]) + more
 
 
 def _renamed(key: str, table: Mapping[str, str]) -> str:
