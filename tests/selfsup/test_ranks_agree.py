@@ -8,8 +8,9 @@ import pytest
 import torch
 from ranks import RankPool, shared_pool
 from torch import Tensor, nn
-from view_batches import every, micro_di3cl, micro_encoder, view_batch
+from view_batches import every, micro_di3cl, micro_encoder, micro_resnet, view_batch
 
+from crossearth_sar import InputError
 from crossearth_sar.selfsup.config import DI3CLConfig
 from crossearth_sar.selfsup.di3cl import DI3CL
 from crossearth_sar.selfsup.key_network import KeyNetwork
@@ -177,3 +178,31 @@ def test_words_of_batch_norm() -> None:
     assert "key_group=8" in with_batch_norm().words()[-1]
     assert "shuffle_keys is off" in with_batch_norm(shuffle_keys=False).words()[-1]
     assert len(with_batch_norm(key_group=2).words()) == 1
+
+
+def test_a_resnet_goes_through_with_its_own_defaults() -> None:
+    config = DI3CLConfig(queue_length=8, hidden_dim=12, output_dim=6, key_group=2)
+    module, batch = DI3CL(micro_resnet(), config).train(), view_batch(4, size=64)
+    assert module.smallest_box == 32
+    assert module.query.encoder.shallow_dim == 4 * 16, "the third stage"
+    assert module.query.region_norm == "batch"
+    assert not [name for name in module.state() if "shallow_norm" in name]
+    before = module.encoder.state_dict()["backbone.embedder.embedder.normalization.running_mean"].clone()
+    terms = module(batch)
+    terms.total.backward()
+    assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+    module.push_keys()
+    module.update_keys(0.9)
+    name = "encoder.model.backbone.embedder.embedder.normalization.running_mean"
+    own, query = module.key.state_dict()[name], module.query.state_dict()[name]
+    assert not torch.equal(query, before)
+    assert not torch.equal(own, query), "the key network's statistics are its own"
+    with pytest.raises(InputError, match="no CLS token"):
+        DI3CL(micro_resnet(), DI3CLConfig(image_vector="cls"))
+
+
+@pytest.mark.parametrize("norm", ["frozen", "group"])
+def test_without_batch_statistics_nothing_is_shuffled(norm: str) -> None:
+    module = DI3CL(micro_resnet(norm), DI3CLConfig(queue_length=8, hidden_dim=4, output_dim=4))
+    assert len(module.words()) == 1
+    assert not module._key.batch_norm
