@@ -72,6 +72,12 @@ def test_in_bf16_keys_move_as_in_float32() -> None:
     assert (in_bf16 - start - way).norm() / way.norm() > 0.1
 
 
+def test_keys_of_an_encoder_in_bf16_are_kept_in_float32() -> None:
+    encoder = micro_encoder().bfloat16()
+    module = DI3CL(encoder, DI3CLConfig(queue_length=8, hidden_dim=4, output_dim=4))
+    assert {p.dtype for p in module.key.parameters()} == {torch.float32}
+
+
 def test_a_master_that_is_missing_is_noticed() -> None:
     module = micro_di3cl()
     masters = [item for item in module.named_parameters() if "global_head" not in item[0]]
