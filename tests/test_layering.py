@@ -27,7 +27,7 @@ FLOORS = [
     {"presets", "hub", "model_output"},
     {"pretrained", "sliding"},
     {"model"},
-    {"pseudo_labels"},
+    {"pseudo_labels", "selfsup"},
     {"evaluation"},
     {"engine"},
     {"cli"},
