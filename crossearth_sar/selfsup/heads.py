@@ -25,7 +25,9 @@ class Head(nn.Module):
     def forward(self, x_MD: Tensor, counted_M: Tensor | None = None) -> Tensor:
         """counted_M: bool, rows that count in statistics over rows; None: all."""
         hidden = self.first(x_MD.to(self.first.weight.dtype))
-        hidden = self.norm(hidden, counted_M) if isinstance(self.norm, BatchNormOfRanks) else self.norm(hidden)
+        hidden = (
+            self.norm(hidden, counted_M) if isinstance(self.norm, BatchNormOfRanks) else self.norm(hidden)
+        )
         return self.last(F.relu(hidden))  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""A sample without regard to its labels -> two views of it, and boxes that both show, in shapes that are fixed.
+"""A sample, its labels left aside -> two views of it, and boxes that both show, in shapes that are fixed.
 
 Of a large scene a square is cut at random first and read alone: two views of a whole scene would have nothing
 in common but the scene. A pair is a function of (image, generator).

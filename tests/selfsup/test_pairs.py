@@ -1,4 +1,4 @@
-"""Pairs of views: fixed shapes, the same ground in both, nothing unmeasured in a box, the same at every call."""
+"""Pairs of views: fixed shapes, the same ground in both, nothing unmeasured in a box, always the same."""
 
 from __future__ import annotations
 

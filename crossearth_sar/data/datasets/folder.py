@@ -131,7 +131,7 @@ class FolderConfig:
             bool(self.classes) or not self.has_labels,
             "classes",
             self.classes,
-            "the names of the classes, or labels: null (of an index label_column: null) for images without labels",
+            "names, or labels: null (beside index label_column: null) for images without labels",
         )
         class_table(self.classes, self.palette)
         label_table(self.classes, self.label_values, self.label_palette, self.label_tolerance)
