@@ -21,7 +21,7 @@ from crossearth_sar.engine.failures import Reason, explain, meet_peers, remove_o
 from crossearth_sar.engine.nonfinite import NonFiniteError
 from crossearth_sar.engine.resume import go_on_words
 from crossearth_sar.engine.run import Run
-from crossearth_sar.engine.segmentation_run import segmentation_run
+from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.errors import InputError
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def carry_out(config: RunConfig, resume: str | None) -> int:
         remove_old_words(output)
     peers = meet_peers()
     try:
-        run = build_together(lambda: segmentation_run(config, ranks), ranks)
+        run = build_together(lambda: make_run(config, ranks), ranks)
         started.append(run)
         build_together(lambda: run.start(resume), ranks)
         run.say(describe(run))

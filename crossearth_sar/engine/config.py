@@ -21,7 +21,7 @@ from crossearth_sar.peft import EarthAdapterConfig
 from crossearth_sar.presets import ModelConfig
 from crossearth_sar.selfsup.config import DI3CLConfig
 
-DOMAINS = ("train", "validation", "unseen")
+DOMAINS = ("train", "validation", "unseen", "probe")
 """Keys that belong together: a config that names one of them names its data."""
 
 Mode = Literal["full", "frozen", "earth_adapter"]
@@ -115,6 +115,8 @@ class RunConfig:
     """Images of it held out; null takes a share of train."""
     unseen: tuple[DomainConfig, ...] = ()
     """Domains never trained on, scored at the end."""
+    probe: ProbeAtEnd | None = None
+    """Of a self-supervised run: what its features are tried on at the end; null: nothing."""
     data_root: str = ""
     """What relative folder roots of the domains start from."""
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
@@ -172,9 +174,8 @@ class RunConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.patience is None or self.patience >= 1, "patience", self.patience, "at least 1, or null")
         domains = [self.train, self.validation, *self.unseen]
-        probe = self.selfsup.probe if self.selfsup else None
-        if probe is not None:
-            domains.append(probe.labelled)
+        if self.probe is not None:
+            domains.append(self.probe.labelled)
         names = [domain.name for domain in domains if domain is not None]
         require(len(set(names)) == len(names), "domain names", names, "distinct names")
         if self.cache_features and (self.mode != "frozen" or self.augment is not None):
@@ -238,8 +239,8 @@ def selfsup_run() -> RunConfig:
                 hidden_dim=256,
                 output_dim=64,
             ),
-            probe=ProbeAtEnd(labelled=DomainConfig(name="C-HH-labelled", simulated=labelled)),
         ),
+        probe=ProbeAtEnd(labelled=DomainConfig(name="C-HH-labelled", simulated=labelled)),
         optim=OptimConfig(lr=1e-3, warmup_steps=30, decay="cosine"),
         steps=300,
         batch_size=16,

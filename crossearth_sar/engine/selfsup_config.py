@@ -1,4 +1,4 @@
-"""What a self-supervised run is besides a run: the method, the pairs of views, and the probe at its end."""
+"""What a self-supervised run is besides a run: the method and the pairs of views, and a probe at its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ProbeAtEnd:
     seeds: int = 3
     """Draws of so few images; the table has their means."""
     beside: dict[str, str] = field(default_factory=dict)
-    """Further rows, name: model folder; of a MoCo v2 of the same budget, say. Random features are always one."""
+    """Further rows, name: model folder; of a MoCo v2 of the same budget, say. Random features are one anyway."""
 
     def __post_init__(self) -> None:
         rising = list(self.labels) == sorted({*self.labels})
@@ -41,5 +41,3 @@ class SelfSupConfig:
     """DI3CL; with region_weight and contour_weight 0 MoCo v2."""
     views: PairConfig = field(default_factory=PairConfig)
     """How two views of an image are drawn."""
-    probe: ProbeAtEnd | None = None
-    """What the report tries the features on; null: nothing."""

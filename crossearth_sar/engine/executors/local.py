@@ -21,6 +21,7 @@ from crossearth_sar.engine.distributed import Ranks, any_rank
 from crossearth_sar.engine.executors.base import Outcome
 from crossearth_sar.engine.optim import make_optimizer, moments_of
 from crossearth_sar.engine.planning.layout import check_local, micro_batch_of, wants_bf16
+from crossearth_sar.engine.planning.selfsup_rules import check_selfsup
 
 
 class LocalExecutor:
@@ -35,6 +36,7 @@ class LocalExecutor:
 
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
         check_local(config)
+        check_selfsup(config)
         self.config, self.ranks = config, ranks
         self.micro_batch = micro_batch_of(config, ranks.size)
         self.use_bf16 = wants_bf16(config, on_gpu=ranks.device.type == "cuda")
