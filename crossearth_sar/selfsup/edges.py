@@ -3,8 +3,9 @@ predicted from the query's shallow map. Not of the published method, whose conto
 
 Speckle is multiplicative, and differences of amplitude would be largest where the ground is brightest. So an
 edge is a ratio of averages, as detectors for radar images take it (Touzi et al. 1988): each box is cut into
-G x G equal parts, and between neighbours stands the logarithm of the ratio of their mean intensities. No gain
-and no size of the box moves it. The other view has other speckle: only what is on the ground can be predicted.
+G x G equal parts, and between neighbours stands the logarithm of the ratio of their mean intensities. No
+gain and no size of the box moves it. The other view has other speckle: only what is on the ground can be
+predicted.
 
 N images, K boxes, G parts of a box along an axis, C bands, D channels, S pixels.
 """
@@ -40,24 +41,25 @@ def differences(level_NKGG: Tensor) -> tuple[Tensor, Tensor]:
     return level_NKGG.diff(dim=3), level_NKGG.diff(dim=2)
 
 
-def edge_losses(level_NKGG: Tensor, key_ratios: tuple[Tensor, Tensor], mirrored_N2: Tensor) -> Tensor:
-    """(N, K): how far the differences of what was predicted per part are from the key view's log ratios.
+def edge_losses(level_NKGG: Tensor, ratios: tuple[Tensor, Tensor]) -> Tensor:
+    """(N, K): how far the differences of what was predicted per part are from the log ratios that were seen.
 
     Huber's loss, the mean over a box's 2 G (G - 1) edges: beyond a ratio of e, speckle in a dark part is no
     reason for a large gradient.
-
-    Args:
-        level_NKGG: one number per part of the query's boxes.
-        key_ratios: `log_ratios` of the key view.
-        mirrored_N2: bool, whether the views are mirrored to each other along x, along y.
     """
-    across, down = as_query_sees(key_ratios, mirrored_N2)
-    predicted_across, predicted_down = differences(level_NKGG.float())
     losses = [
         F.smooth_l1_loss(predicted, target, reduction="none").flatten(2)
-        for predicted, target in ((predicted_across, across), (predicted_down, down))
+        for predicted, target in zip(differences(level_NKGG.float()), ratios, strict=True)
     ]
     return torch.cat(losses, dim=2).mean(2)
+
+
+def explained_share(level_NKGG: Tensor, ratios: tuple[Tensor, Tensor], valid_NK: Tensor) -> Tensor:
+    """1 - (mean square of what is left of the log ratios) / (their mean square); 0 without boxes."""
+    target = torch.cat([part.flatten(2) for part in ratios], dim=2)
+    predicted = torch.cat([part.flatten(2) for part in differences(level_NKGG.float())], dim=2)
+    left, whole = ((part.square().sum(2) * valid_NK).sum() for part in (target - predicted, target))
+    return torch.where(whole > 0, 1 - left / whole, 0)
 
 
 def as_query_sees(key_ratios: tuple[Tensor, Tensor], mirrored_N2: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ class Head(nn.Module):
         hidden = (
             self.norm(hidden, counted_M) if isinstance(self.norm, BatchNormOfRanks) else self.norm(hidden)
         )
-        return self.last(F.relu(hidden))  # type: ignore[no-any-return]
+        return self.last(F.relu(hidden))
 
 
 class BatchNormOfRanks(nn.Module):

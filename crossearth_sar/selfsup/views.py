@@ -78,14 +78,16 @@ def draw_view(
         InputError: for an empty image, or bounds that are none.
     """
     _check(width, height, size, area, aspect)
-    flips = [bool(draw < p) for draw, p in zip(random.random(2), (flip_x, flip_y), strict=True)]
+    draw_x, draw_y = random.random(2).tolist()
+    flips = (draw_x < flip_x, draw_y < flip_y)
     # All tries are drawn at once: what follows from the generator does not depend on which one fits.
-    for share, ratio, place_x, place_y in random.random((TRIES, 4)):
+    for share, ratio, place_x, place_y in random.random((TRIES, 4)).tolist():
         pixels = width * height * (area[0] + (area[1] - area[0]) * share)
         shape = aspect[0] * (aspect[1] / aspect[0]) ** ratio
         across, down = math.sqrt(pixels * shape), math.sqrt(pixels / shape)
         if across <= width and down <= height:
-            return View(place_x * (width - across), place_y * (height - down), across, down, *flips, size)
+            x0, y0 = place_x * (width - across), place_y * (height - down)
+            return View(x0, y0, across, down, *flips, size)
     shape = min(max(width / height, aspect[0]), aspect[1])
     across, down = min(width, height * shape), min(height, width / shape)
     return View((width - across) / 2, (height - down) / 2, across, down, *flips, size)
