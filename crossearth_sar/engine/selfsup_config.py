@@ -24,7 +24,7 @@ class ProbeAtEnd:
     seeds: int = 3
     """Draws of so few images; the table has their means."""
     beside: dict[str, str] = field(default_factory=dict)
-    """Further rows, name: model folder; of a MoCo v2 of the same budget, say. Random features are one anyway."""
+    """Further rows, name: model folder; a MoCo v2 of the same budget, say. Random features are one anyway."""
 
     def __post_init__(self) -> None:
         rising = list(self.labels) == sorted({*self.labels})

@@ -19,6 +19,7 @@ from crossearth_sar.data.domain import DomainConfig
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.engine.config import OptimConfig, RunConfig, simulated_run
 from crossearth_sar.engine.distributed import Ranks
+from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.engine.planning.layout import (
     check_machine,
     deepspeed_config,
@@ -26,7 +27,6 @@ from crossearth_sar.engine.planning.layout import (
     run_model_config,
 )
 from crossearth_sar.engine.run import Run
-from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.errors import InputError
 
 
