@@ -51,6 +51,12 @@ those of the image are used.
 {{ limits | default('Fill in: domains and classes that were not tried, and those where it fails.', true) }}
 """
 
+_DECODER_WORDS = {
+    "mask2former": "a Mask2Former decoder",
+    "fpn": "an FPN decoder",
+    None: "no decoder",
+}
+
 
 def _no_folder(folder: Path) -> InputError:
     found = f"{folder.parent} is no folder"
@@ -134,7 +140,7 @@ class HubFolder(
             "depth": config.vit.depth,
             "width": config.vit.dim,
             "ffn": ffn,
-            "decoder": "an FPN decoder" if config.decoder.kind == "fpn" else "a Mask2Former decoder",
+            "decoder": _DECODER_WORDS[config.decoder.kind if config.decoder else None],
             "parameters": f"{count / 1e6:.1f}M",
         }
         names: Any = self.class_names  # type: ignore[attr-defined]

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from crossearth_sar.config import from_mapping, merge, to_mapping
+from crossearth_sar.config import merge, to_mapping
 from crossearth_sar.data.masked_arrays import filled_images, hide_unmeasured, measured_pixels
 from crossearth_sar.decoder import Decoder, make_decoder
 from crossearth_sar.descriptors import RunningStandardizer, join_tokens, named_descriptors
@@ -25,12 +24,12 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.ground_scale import average_power, classes_at, working_size
 from crossearth_sar.hub import HubFolder
 from crossearth_sar.input_contract import InputContract, checked_contract
+from crossearth_sar.model_files import CONFIG_FILE, WEIGHTS_FILE, read_model_folder, with_backend
 from crossearth_sar.model_output import LossTerms, ModelOutput, checked_temperature
 from crossearth_sar.network_input import checked_amplitude, network_input, statistics_of
 from crossearth_sar.peft import EarthAdapter
 from crossearth_sar.presets import ModelConfig, MoEConfig, model_preset
 from crossearth_sar.pretrained import load_backbone
-from crossearth_sar.shipped import model_folder, shipped_models
 from crossearth_sar.sliding import slide_scores
 from crossearth_sar.vit import DenseFFN, VisionTransformer, ViTOutput
 
@@ -45,11 +44,6 @@ __all__ = [
     "load_model",
     "save_model",
 ]
-
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
-
-EXTRAS = ("classes", "temperature", "input")
-"""Keys of config.json that are not of ModelConfig."""
 
 
 class CrossEarthSAR(nn.Module, HubFolder):
@@ -67,12 +61,14 @@ class CrossEarthSAR(nn.Module, HubFolder):
         self.backbone = VisionTransformer(config.vit, make_ffn)
         if config.adapter is not None:
             self.backbone.adapter = EarthAdapter(config.vit.dim, config.vit.depth, config.adapter)
-        self.decoder: Decoder = make_decoder(
-            config.decoder,
-            in_channels=config.vit.map_channels,
-            strides=config.vit.map_strides,
-            num_classes=config.num_classes,
-        )
+        self.decoder: Decoder | None = None
+        if config.decoder is not None:
+            self.decoder = make_decoder(
+                config.decoder,
+                in_channels=config.backbone.map_channels,
+                strides=config.backbone.map_strides,
+                num_classes=config.num_classes,
+            )
         moe, named = config.moe, len(config.moe.descriptors) if config.moe else 0
         self.standardizer = _standardizer(moe, named)
         self.local_standardizer = _standardizer(moe, moe.num_descriptors - named if moe else 0)
@@ -126,28 +122,36 @@ class CrossEarthSAR(nn.Module, HubFolder):
             feature_maps: what `features` gave earlier, in place of an image: the decoder's part alone.
 
         Raises:
-            InputError: for more than 3 bands, statistics that do not fit them, or part of a patch.
+            InputError: for more than 3 bands, statistics that do not fit them, or part of a patch; of a model
+                without a decoder.
         """
+        decoder = self.require_decoder()
         if feature_maps is not None:
-            return ModelOutput(self.decoder(list(feature_maps)), ())
+            return ModelOutput(decoder(list(feature_maps)), ())
         assert image_BCHW is not None
         features = self.features(image_BCHW, db_mean, db_std)
         routing = tuple(r for r in features.routing if r is not None)
-        return ModelOutput(self.decoder(features.feature_maps), routing)
+        return ModelOutput(decoder(features.feature_maps), routing)
 
     def features(
         self, image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None
     ) -> ViTOutput:
-        """What the decoder is given; arguments and errors as in `forward`."""
+        """What the decoder is given, where there is one; arguments and errors as in `forward`."""
         pixels = network_input(image_BCHW, db_mean, db_std).to(self.backbone.cls_token.dtype)
         routed = self._descriptors(image_BCHW)
         if routed is not None:  # an infinite pixel is cut like a bright one: only its descriptors tell
             pixels = pixels + (0 * routed.flatten(1).sum(1)).to(pixels.dtype)[:, None, None, None]
         return self.backbone(pixels, routed)
 
+    def require_decoder(self) -> Decoder:
+        """The decoder; InputError of a backbone without one."""
+        self.config.require_decoder()
+        assert self.decoder is not None, "the config says what is built"
+        return self.decoder
+
     def loss(self, output: ModelOutput, mask_BHW: Tensor) -> LossTerms:
         """L = L_seg + L_BC, the latter summed over layers (METHOD sec. 2); mask 0..K-1 or 255."""
-        parts = self.decoder.loss(output.decoder, mask_BHW)
+        parts = self.require_decoder().loss(output.decoder, mask_BHW)
         segmentation = torch.stack(list(parts.values())).sum()
         balance = segmentation.new_zeros(())
         if self.config.moe and output.routing:
@@ -183,8 +187,10 @@ class CrossEarthSAR(nn.Module, HubFolder):
             on_window: called with each window's output, to look at the routing.
 
         Raises:
-            InputError: for another shape, a bad pixel, or statistics that do not fit the bands.
+            InputError: for another shape, a bad pixel, or statistics that do not fit the bands; of a model
+                without a decoder.
         """
+        self.require_decoder()
         measured_BHW = measured_pixels(image_BCHW)
         if measured_BHW is not None:
             image_BCHW = filled_images(image_BCHW, measured_BHW)
@@ -216,8 +222,8 @@ class CrossEarthSAR(nn.Module, HubFolder):
     ) -> Tensor:
         """(B, K, H, W), the averaged scores of which `predict` takes the largest; in the module's mode."""
         return slide_scores(
-            self, self.decoder, image_BCHW, db_mean, db_std,
-            crop=self.config.window, stride=self.config.crop_stride, patch=self.config.vit.patch_size,
+            self, self.require_decoder(), image_BCHW, db_mean, db_std,
+            crop=self.config.window, stride=self.config.crop_stride, patch=self.config.backbone.size_multiple,
             taper=taper, on_window=on_window,
         )  # fmt: skip
 
@@ -293,7 +299,7 @@ def save_model(
 
 def save_config(model: CrossEarthSAR, folder: Path) -> None:
     """Writes `config.json` alone: what `load_model` builds."""
-    mapping = to_mapping(_with_backend(model.config, "auto"))
+    mapping = to_mapping(with_backend(model.config, "auto"))
     if model.class_names is not None:
         mapping["classes"] = to_mapping({"names": model.class_names, "palette": model.palette})
     if model.temperature is not None:
@@ -321,52 +327,21 @@ def load_model(
         InputError: when a file is missing or damaged, weights and config do not fit each other, or `backend`
             does not work here.
     """
-    folder = model_folder(path)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"no model in {folder}",
-                got=f"{name} is missing",
-                expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}",
-                fix="give the folder that save_model or a training run wrote, or a model of the package: "
-                f"{', '.join(shipped_models())}",
-            )
-    reading = folder / CONFIG_FILE
+    saved = read_model_folder(path)
+    model, where = CrossEarthSAR(with_backend(saved.config, backend)), saved.folder / CONFIG_FILE
+    if saved.extras["classes"] is not None:
+        _name_classes(model, saved.extras["classes"], where)
+    model.temperature = checked_temperature(saved.extras["temperature"], where)
+    model.contract = checked_contract(saved.extras["input"], where)
     try:
-        mapping = json.loads(reading.read_text(encoding="utf-8"))
-        reading = folder / WEIGHTS_FILE
-        state = load_file(reading)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise InputError(
-            f"{reading} cannot be read", got=str(error), fix="copy it again from where it came"
-        ) from error
-    try:
-        extras = {key: mapping.pop(key, None) for key in EXTRAS} if isinstance(mapping, dict) else {}
-        config = from_mapping(ModelConfig, mapping)
-    except InputError as error:
-        raise InputError(
-            f"{folder / CONFIG_FILE} describes no model",
-            got=str(error),
-            fix="use the config.json that was saved with the weights",
-        ) from error
-    model = CrossEarthSAR(_with_backend(config, backend))
-    if extras["classes"] is not None:
-        _name_classes(model, extras["classes"], folder / CONFIG_FILE)
-    model.temperature = checked_temperature(extras["temperature"], folder / CONFIG_FILE)
-    model.contract = checked_contract(extras["input"], folder / CONFIG_FILE)
-    try:
-        model.load_state_dict(state)
+        model.load_state_dict(saved.state)
     except RuntimeError as error:
         raise InputError(
-            f"{WEIGHTS_FILE} and {CONFIG_FILE} in {folder} do not fit each other",
+            f"{WEIGHTS_FILE} and {CONFIG_FILE} in {saved.folder} do not fit each other",
             got=str(error),
             fix="use the two files of one save_model call or training run",
         ) from error
     return model.to(device).eval()
-
-
-def _with_backend(config: ModelConfig, backend: str) -> ModelConfig:
-    return merge(config, {"moe": {"backend": backend}}) if config.moe else config
 
 
 def _name_classes(model: CrossEarthSAR, classes: Any, where: Path) -> None:

@@ -88,7 +88,7 @@ class ModelConfig:
     """A complete CrossEarthSAR."""
 
     num_classes: int
-    """Classes that are predicted."""
+    """Classes that are predicted; without a decoder, none are, whatever it says."""
 
     vit: ViTConfig
     """The transformer."""
@@ -96,8 +96,8 @@ class ModelConfig:
     moe: MoEConfig | None = field(default_factory=MoEConfig)
     """The sparse FFNs; null makes every FFN dense (the DINOv2 baseline)."""
 
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    """The segmentation head."""
+    decoder: DecoderConfig | None = field(default_factory=DecoderConfig)
+    """The segmentation head; null for a backbone alone, as self-supervised training has it."""
 
     adapter: EarthAdapterConfig | None = None
     """An Earth-Adapter on the backbone's blocks, or null."""
@@ -125,10 +125,10 @@ class ModelConfig:
         for name in ("crop_size", "window_size"):
             side = getattr(self, name)
             require(
-                side is None or (side >= 1 and side % self.vit.patch_size == 0),
+                side is None or (side >= 1 and side % self.backbone.size_multiple == 0),
                 name,
                 side,
-                f"a multiple of the patch size {self.vit.patch_size}",
+                f"a multiple of {self.backbone.size_multiple}",
             )
         require(
             self.moe is None or not self.moe.local_physics or self.vit.patch_size >= MIN_PATCH,
@@ -142,6 +142,25 @@ class ModelConfig:
             self.crop_stride,
             f"1 .. {self.window}, the side of the windows",
         )
+
+    @property
+    def backbone(self) -> ViTConfig:
+        """What the feature maps come from: its `map_channels`, `map_strides` and `size_multiple`."""
+        return self.vit
+
+    def require_decoder(self) -> DecoderConfig:
+        """The decoder's settings.
+
+        Raises:
+            InputError: of a backbone without a decoder, which has no classes.
+        """
+        if self.decoder is None:
+            raise InputError(
+                "the model is a backbone without a decoder: it gives features, and no classes",
+                got="decoder null",
+                fix="train a decoder on it: crossearth-sar finetune --set weights=FOLDER",
+            )
+        return self.decoder
 
     @property
     def window(self) -> int:

@@ -25,7 +25,7 @@ FLOORS = [
     {"descriptors", "moe", "data"},
     {"vit", "decoder", "peft"},
     {"presets", "hub", "model_output"},
-    {"pretrained", "sliding"},
+    {"pretrained", "model_files", "sliding"},
     {"model"},
     {"pseudo_labels"},
     {"evaluation"},

@@ -100,7 +100,7 @@ def test_changed_values_survive_the_round_trip() -> None:
     ("changes", "words"),
     [
         ({"vit": {"out_blocks": [1, 2, 3, 4]}}, "four rising block indices below depth 4"),
-        ({"crop_size": 100}, "crop_size.*100.*a multiple of the patch size 8"),
+        ({"crop_size": 100}, "crop_size.*100.*a multiple of 8"),
         ({"crop_stride": 129}, "crop_stride.*side of the windows"),
         ({"crop_stride": 0}, "crop_stride"),
         ({"moe": {"top_k": 7}}, r"moe.top_k.*7.*1 \.\. 6"),

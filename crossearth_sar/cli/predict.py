@@ -114,6 +114,7 @@ def make_maps(arguments: argparse.Namespace) -> int:
     maps = maps_of_images(arguments.images, Path(arguments.output).expanduser())
     check_output_options(arguments, shard, list(maps.values()))
     model = load_model(arguments.model, device=device)
+    model.require_decoder()
     arguments.values = declared_values(arguments, model.contract)
     check_headers(arguments, list(maps), model)
     arguments.values = arguments.values or guessed_values(arguments, next(iter(maps)))

@@ -129,10 +129,11 @@ def _embedding_flop(config: ModelConfig) -> int:
 
 def _fpn_flop(config: ModelConfig) -> int:
     """The projection of four maps, then at each finer stride narrowing, a map of the stem, a convolution."""
-    vit, wide = config.vit, config.decoder.channels
+    vit, decoder = config.vit, config.require_decoder()
+    wide = decoder.channels
     stride, maps = vit.patch_size, dict(zip(vit.map_strides, vit.stem, strict=False))
     flop = 2 * (config.crop_size // stride) ** 2 * 4 * vit.dim * wide
-    for narrow in fpn_widths(config.decoder, vit.map_strides)[1:]:
+    for narrow in fpn_widths(decoder, vit.map_strides)[1:]:
         coarse, stride = (config.crop_size // stride) ** 2, stride // 2
         fine = (config.crop_size // stride) ** 2
         flop += 2 * coarse * wide * narrow + 2 * fine * narrow * (maps.get(stride, 0) + 9 * narrow)
@@ -141,6 +142,8 @@ def _fpn_flop(config: ModelConfig) -> int:
 
 
 def _decoder_flop(config: ModelConfig) -> float:
+    if config.decoder is None:
+        return 0.0
     if config.decoder.kind == "fpn":
         return float(_fpn_flop(config))
     return _mask2former_flop(config)
@@ -148,7 +151,7 @@ def _decoder_flop(config: ModelConfig) -> float:
 
 def _mask2former_flop(config: ModelConfig) -> float:
     """Mask2Former: deformable pixel decoder at strides 8 to 32, query decoder, masks at stride 4."""
-    decoder, width = config.decoder, config.vit.dim
+    decoder, width = config.require_decoder(), config.vit.dim
     pixels = {stride: (config.crop_size // stride) ** 2 for stride in (4, 8, 16, 32)}
     coarse = pixels[8] + pixels[16] + pixels[32]
     c = decoder.channels

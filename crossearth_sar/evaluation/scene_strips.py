@@ -182,8 +182,9 @@ class _Runner:
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 scores = window_scores(
-                    self.model, self.model.decoder, windows_BChw.to(self.device), self.mean, self.std,
-                    patch=self.model.config.vit.patch_size, on_window=outputs.append,
+                    self.model, self.model.require_decoder(), windows_BChw.to(self.device),
+                    self.mean, self.std,
+                    patch=self.model.config.backbone.size_multiple, on_window=outputs.append,
                 )  # fmt: skip
         except torch.OutOfMemoryError:
             if count == 1:

@@ -196,6 +196,7 @@ def _own_teacher(
     folder: Path, classes: Sequence[str] | None, device: str, crop: int | None, stride: int | None
 ) -> Teacher:
     model: CrossEarthSAR = load_model(folder, device=device)
+    decoder = model.require_decoder()
 
     def for_image(image: Tensor) -> WindowNetwork:
         statistics = db_statistics(image)
@@ -203,7 +204,7 @@ def _own_teacher(
         def network(window: Tensor) -> Tensor:
             output = model(window, *statistics)
             size = (window.shape[-2], window.shape[-1])
-            return _shares(model.decoder.semantic_scores(output.decoder, size))
+            return _shares(decoder.semantic_scores(output.decoder, size))
 
         return network
 
@@ -217,7 +218,7 @@ def _own_teacher(
         sha256={name: _sha256(folder / name) for name in (CONFIG_FILE, WEIGHTS_FILE)},
         crop=crop,
         stride=stride or min(crop, model.config.crop_stride),
-        multiple=model.config.vit.patch_size,
+        multiple=model.config.backbone.size_multiple,
         device=device,
     )
 

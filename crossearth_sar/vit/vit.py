@@ -92,6 +92,11 @@ class ViTConfig:
         return (*self.stem, *4 * (self.dim,))
 
     @property
+    def size_multiple(self) -> int:
+        """What height and width of an image must be multiples of, pixels."""
+        return self.patch_size
+
+    @property
     def hidden_dim(self) -> int:
         return int(self.dim * self.ffn_ratio)
 

@@ -77,6 +77,6 @@ def count_parameters(model: CrossEarthSAR) -> ParameterCounts:
     return ParameterCounts(
         backbone=sum(p.numel() for p in model.backbone.parameters()) - in_adapter,
         adapter=in_adapter,
-        decoder=sum(p.numel() for p in model.decoder.parameters()),
+        decoder=sum(p.numel() for p in model.decoder.parameters()) if model.decoder else 0,
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
     )

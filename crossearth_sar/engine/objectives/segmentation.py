@@ -67,6 +67,7 @@ class Segmentation(Objective):
         if not goes_on or config.mode != "full":
             check_weights(config)
         model = run_model_config(config, num_classes=1)  # wrong settings are found before data are opened
+        self.decoder_config = model.require_decoder()
         self.domains = open_domains(config, model.pixel_m)
         self.classes = self.domains.classes
         self.model_config = run_model_config(config, num_classes=len(self.classes))
@@ -113,7 +114,7 @@ class Segmentation(Objective):
 
     def prepare(self, parts: list[Batch]) -> list[Batch]:
         """Adds the weights of the losses: of all parts together it is one batch's loss."""
-        weights = part_weights([part["mask"] for part in parts], self.model_config.decoder, self.ranks)
+        weights = part_weights([part["mask"] for part in parts], self.decoder_config, self.ranks)
         return [
             {**part, "loss_weights": part_weights} for part, part_weights in zip(parts, weights, strict=True)
         ]

@@ -160,7 +160,7 @@ def activation_bytes(config: ModelConfig, *, bf16: bool, checkpointing: bool, im
         model.backbone.activation_checkpointing = checkpointing
         image = torch.ones(images, 1, config.crop_size, config.crop_size)
         with _Finite(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            output = model(image)
+            output = model(image) if config.decoder else model.features(image)
         own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
         del output
     return sum(size for storage, size in saved.items() if storage not in own)
