@@ -68,6 +68,10 @@ class DI3CLConfig:
     """Index of the shallow map among the backbone's feature maps. null: on a ViT the second of its blocks'
     maps, on a ResNet the third stage, the published one; its second, 1, is shallower."""
 
+    region_pooling: Literal["area", "roi_align"] = "area"
+    """How a box is averaged over the cells of the deep map: area, each cell by its share of the box, or
+    roi_align, the published one."""
+
     edge_grid: int = 4
     """Cells a side in which a box is looked at for edges."""
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossearth_sar.decibels import to_db
+from crossearth_sar.selfsup.losses import at_least_float32
 from crossearth_sar.selfsup.regions import region_grids
 
 NEPERS_PER_DB = math.log(10) / 10
@@ -31,7 +32,7 @@ def log_ratios(image_NCSS: Tensor, boxes_NK4: Tensor, grid: int) -> tuple[Tensor
         Those of right over left, (N, K, G, G - 1), and of lower over upper, (N, K, G - 1, G), the mean over
         bands.
     """
-    power = region_grids(image_NCSS.float().square(), boxes_NK4, image_NCSS.shape[-1], grid)
+    power = region_grids(at_least_float32(image_NCSS).square(), boxes_NK4, image_NCSS.shape[-1], grid)
     level = (to_db(power.sqrt()) * NEPERS_PER_DB).mean(-1)
     return differences(level)
 
@@ -49,7 +50,7 @@ def edge_losses(level_NKGG: Tensor, ratios: tuple[Tensor, Tensor]) -> Tensor:
     """
     losses = [
         F.smooth_l1_loss(predicted, target, reduction="none").flatten(2)
-        for predicted, target in zip(differences(level_NKGG.float()), ratios, strict=True)
+        for predicted, target in zip(differences(at_least_float32(level_NKGG)), ratios, strict=True)
     ]
     return torch.cat(losses, dim=2).mean(2)
 
@@ -57,7 +58,7 @@ def edge_losses(level_NKGG: Tensor, ratios: tuple[Tensor, Tensor]) -> Tensor:
 def explained_share(level_NKGG: Tensor, ratios: tuple[Tensor, Tensor], valid_NK: Tensor) -> Tensor:
     """1 - (mean square of what is left of the log ratios) / (their mean square); 0 without boxes."""
     target = torch.cat([part.flatten(2) for part in ratios], dim=2)
-    predicted = torch.cat([part.flatten(2) for part in differences(level_NKGG.float())], dim=2)
+    predicted = torch.cat([part.flatten(2) for part in differences(at_least_float32(level_NKGG))], dim=2)
     left, whole = ((part.square().sum(2) * valid_NK).sum() for part in (target - predicted, target))
     return torch.where(whole > 0, 1 - left / whole, 0)
 

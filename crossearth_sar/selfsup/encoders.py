@@ -24,10 +24,11 @@ RESNET_STAGE = 2
 
 
 class Features(NamedTuple):
-    """deep (N, D, h, w), shallow (N, D', h', w'), vector (N, D) of the image, routing per sparse block."""
+    """deep (N, D, h, w), shallow (N, D', h', w') or None, vector (N, D) of the image, routing per sparse
+    block."""
 
     deep: Tensor
-    shallow: Tensor
+    shallow: Tensor | None
     vector: Tensor
     routing: tuple[Any, ...]
 
@@ -62,12 +63,17 @@ class Encoder(nn.Module):
                 "a ResNet has no CLS token", got="image_vector cls", expected="image_vector mean"
             )
         # A block's map is the residual stream before any norm, whose scale grows from block to block.
-        self.shallow_norm = nn.LayerNorm(self.shallow_dim) if self.is_vit else nn.Identity()
+        self.shallow_norm: nn.Module | None = None
+        if config.contour_weight:
+            self.shallow_norm = nn.LayerNorm(self.shallow_dim) if self.is_vit else nn.Identity()
 
     def forward(self, image_NCHW: Tensor, db_mean: Tensor, db_std: Tensor) -> Features:
         """Arguments as of `CrossEarthSAR.features`."""
         output = self.model.features(image_NCHW, db_mean, db_std)
-        shallow = self.shallow_norm(output.feature_maps[self.shallow_index].movedim(1, -1)).movedim(-1, 1)
+        shallow = None
+        if self.shallow_norm is not None:
+            cells = output.feature_maps[self.shallow_index].movedim(1, -1)
+            shallow = self.shallow_norm(cells).movedim(-1, 1)
         deep = output.feature_maps[-1]
         if output.tokens is not None:
             deep = output.tokens[:, 1:].unflatten(1, deep.shape[-2:]).movedim(-1, 1)

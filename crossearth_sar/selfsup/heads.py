@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossearth_sar.selfsup.config import Norm
+from crossearth_sar.selfsup.losses import at_least_float32
 from crossearth_sar.selfsup.ranks import sum_over_ranks
 
 
@@ -46,15 +47,15 @@ class BatchNormOfRanks(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x_MD: Tensor, counted_M: Tensor | None = None) -> Tensor:
-        """Also under autocast in float32; comes back in the type that came."""
+        """In float32 at least, also under autocast; comes back in the type that came."""
         with torch.autocast(x_MD.device.type, enabled=False):
-            x = x_MD.float()
+            x = at_least_float32(x_MD)
             counted_M = x.new_ones(len(x)) if counted_M is None else counted_M.to(x)
             sums = sum_over_ranks(torch.cat([counted_M.sum()[None], counted_M @ x]))
             number = sums[0].clamp(min=1)
             x = x - sums[1:] / number
             variance = sum_over_ranks(counted_M @ x.square()) / number
-            scaled = x * torch.rsqrt(variance + self.epsilon) * self.weight.float() + self.bias.float()
+            scaled = x * torch.rsqrt(variance + self.epsilon) * self.weight.to(x) + self.bias.to(x)
         return scaled.to(x_MD.dtype)
 
 

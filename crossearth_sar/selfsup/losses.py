@@ -47,5 +47,10 @@ def mean_over_boxes(losses_NK: Tensor, valid_NK: Tensor, mean_boxes: Tensor) -> 
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors of length 1, float32."""
-    return F.normalize(x.float(), dim=-1)
+    """Vectors of length 1, float32 at least."""
+    return F.normalize(at_least_float32(x), dim=-1)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Cosines, means over a few cells and ratios are taken in float32, also of a network in bf16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -63,13 +63,14 @@ class Network(nn.Module):
         """parts: whether boxes are also looked at in parts, for their edges."""
         config, size = self.config, image_NCSS.shape[-1]
         features = self.encoder(image_NCSS, db_mean, db_std)
-        return Pooled(
-            vector=features.vector,
-            shallow=features.shallow.mean((2, 3)) if self.contour_head else None,
-            regions=region_means(features.deep, boxes_NK4, size) if self.region_projector else None,
-            parts=region_grids(features.shallow, boxes_NK4, size, config.edge_grid) if parts else None,
-            routing=features.routing,
-        )
+        mean, regions, grids = None, None, None
+        if features.shallow is not None and self.contour_head is not None:
+            mean = features.shallow.mean((2, 3))
+        if features.shallow is not None and parts:
+            grids = region_grids(features.shallow, boxes_NK4, size, config.edge_grid)
+        if self.region_projector is not None:
+            regions = region_means(features.deep, boxes_NK4, size, config.region_pooling)
+        return Pooled(features.vector, mean, regions, grids, features.routing)
 
     def heads(self, pooled: Pooled, valid_NK: Tensor) -> Vectors:
         """A collective call where a head has batch statistics."""

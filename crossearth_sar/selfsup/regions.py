@@ -11,11 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from crossearth_sar.selfsup.losses import at_least_float32
+
 Pooling = Literal["area", "roi_align"]
 
 
 def region_means(maps_NDhw: Tensor, boxes_NK4: Tensor, size: int, pooling: Pooling = "area") -> Tensor:
-    """(N, K, D) float32: what the map holds, on average, inside each box.
+    """(N, K, D), float32 at least: what the map holds, on average, inside each box.
 
     Args:
         boxes_NK4: x0, y0, x1, y1 in pixels of the view; what lies outside the view is left out, and a box
@@ -32,11 +34,11 @@ def region_means(maps_NDhw: Tensor, boxes_NK4: Tensor, size: int, pooling: Pooli
 
 
 def region_grids(maps_NDhw: Tensor, boxes_NK4: Tensor, size: int, grid: int) -> Tensor:
-    """(N, K, G, G, D) float32: `region_means` by area of each box's grid x grid equal parts, rows first."""
+    """(N, K, G, G, D): `region_means` by area of each box's grid x grid equal parts, rows first."""
     height, width = maps_NDhw.shape[-2:]
     steps = torch.arange(grid + 1, device=boxes_NK4.device) / grid
-    ends = [boxes_NK4[..., i, None].float() for i in range(4)]
-    edges_x, edges_y = (torch.lerp(ends[axis], ends[axis + 2], steps) for axis in (0, 1))
+    low, high = at_least_float32(boxes_NK4)[..., None].tensor_split(2, dim=2)
+    edges_x, edges_y = (low + (high - low) * steps).unbind(2)
     columns = area_weights(edges_x[..., :-1], edges_x[..., 1:], size, width)
     rows = area_weights(edges_y[..., :-1], edges_y[..., 1:], size, height)
     return _weighed(maps_NDhw, rows, columns)
@@ -44,7 +46,7 @@ def region_grids(maps_NDhw: Tensor, boxes_NK4: Tensor, size: int, grid: int) -> 
 
 def area_weights(low: Tensor, high: Tensor, size: int, cells: int) -> Tensor:
     """(…, cells): the share of the interval low..high, view pixels, that lies in each of the map's cells."""
-    low, high = (end.float()[..., None] * (cells / size) for end in (low, high))
+    low, high = (at_least_float32(end)[..., None] * (cells / size) for end in (low, high))
     first = torch.arange(cells, device=low.device)
     covered = (torch.minimum(high, first + 1) - torch.maximum(low, first)).clamp(min=0)
     total = covered.sum(-1, keepdim=True)
@@ -57,7 +59,7 @@ def roi_align_weights(low: Tensor, high: Tensor, size: int, cells: int) -> Tenso
     One bin; positions are those of cells' middles («aligned»); as many samples as the interval is cells
     long, rounded up; each is interpolated linearly between two cells.
     """
-    low, high = (end.float() * (cells / size) - 0.5 for end in (low, high))
+    low, high = (at_least_float32(end) * (cells / size) - 0.5 for end in (low, high))
     number = (high - low).ceil().clamp(1, cells + 1)[..., None]
     index = torch.arange(cells + 1, device=low.device)
     sample = low[..., None] + (index + 0.5) * (high - low)[..., None] / number
@@ -69,6 +71,7 @@ def roi_align_weights(low: Tensor, high: Tensor, size: int, cells: int) -> Tenso
 
 def _weighed(maps_NDhw: Tensor, rows_NKGh: Tensor, columns_NKGw: Tensor) -> Tensor:
     """(N, K, G, G, D). In float32 also under autocast: a box's edge between cells needs its bits."""
-    with torch.autocast(maps_NDhw.device.type, enabled=False):
-        by_rows = torch.einsum("nkgh,ndhw->nkgdw", rows_NKGh, maps_NDhw.float())
-        return torch.einsum("nkgdw,nkfw->nkgfd", by_rows, columns_NKGw)
+    maps = at_least_float32(maps_NDhw)
+    with torch.autocast(maps.device.type, enabled=False):
+        by_rows = torch.einsum("nkgh,ndhw->nkgdw", rows_NKGh.to(maps), maps)
+        return torch.einsum("nkgdw,nkfw->nkgfd", by_rows, columns_NKGw.to(maps))
