@@ -80,8 +80,8 @@ def test_ranks_and_parts_of_a_batch_change_nothing(tmp_path: Path) -> None:
     """Without BatchNorm nothing in the method depends on how a batch is divided; under ZeRO 2 either."""
     pytest.importorskip("deepspeed")
     plain = {"selfsup.method.head_norm": "layer", "steps": 3}
-    shared_pool(1)(train, di3cl_run(tmp_path / "one", executor="local", **plain))
-    shared_pool(1)(train, di3cl_run(tmp_path / "parts", executor="local", accumulation=2, **plain))
+    train(di3cl_run(tmp_path / "one", executor="local", **plain))
+    train(di3cl_run(tmp_path / "parts", executor="local", accumulation=2, **plain))
     stage = {"parallel.zero_stage": 2, "executor": "deepspeed"}
     shared_pool(2)(train, di3cl_run(tmp_path / "two", **stage, **plain))
     one = columns_of(tmp_path / "one")
@@ -90,7 +90,10 @@ def test_ranks_and_parts_of_a_batch_change_nothing(tmp_path: Path) -> None:
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
     ranks_of = kept(tmp_path / "two")
     for name, value in kept(tmp_path / "one").items():
-        torch.testing.assert_close(value.float(), ranks_of[name].float(), rtol=1e-3, atol=1e-4)
+        other = ranks_of[name]
+        if name.startswith("queue."):  # the keys of a batch lie in rank order, and ranks take every other
+            value, other = (keys[keys[:, 0].argsort()] for keys in (value, other))
+        torch.testing.assert_close(value.float(), other.float(), rtol=1e-3, atol=1e-4)
 
 
 def test_bf16_masters_move_the_key_network(tmp_path: Path) -> None:
@@ -122,7 +125,7 @@ def test_collapse_ends_the_run_in_words(tmp_path: Path) -> None:
         ({"selfsup.method.queue_length": 18}, "queue_length=20"),
         ({"validation": {"name": "v", "simulated": SCENES}}, "no probe"),
         ({"probe.labelled": {"name": "p", "simulated": SCENES}}, "neither validation nor unseen"),
-        ({"train": None}, "names no images"),
+        ({"train": "null"}, "names no images"),
         ({"selfsup.method.contour_map": 9}, "contour_map 9"),
         (
             {
