@@ -29,9 +29,9 @@ TITLES = {
 _WORDS = (
     "mIoU in percent at the test images' own pixels, mean over seeds of the draw of labelled images, ± the "
     "deviation of single seeds; in brackets the middle 95 % of {draws} draws of as many test images with "
-    "replacement, for these labelled images. The encoder is frozen in the linear and the k-NN probe: features "
-    "of cells are standardised over the labelled cells; linear is multinomial logistic regression on shares of "
-    "classes, k-NN the vote of the nearest cells by cosine; scores are interpolated to pixels."
+    "replacement, for these labelled images. The encoder is frozen in the linear and the k-NN probe: "
+    "features of cells are standardised over the labelled cells; linear is multinomial logistic regression "
+    "on shares of classes, k-NN the vote of the nearest cells by cosine; scores are interpolated to pixels."
 )
 
 

@@ -1,4 +1,4 @@
-"""`probe_table` on small images whose classes an encoder can know: scores, draws, fine-tuning, wrong input."""
+"""`probe_table` on small images whose classes an encoder can know: scores, fine-tuning, wrong input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from crossearth_sar.evaluation.probe.table import probe_table
 
 
 class Backscatter(nn.Module):
-    """A «network» whose one parameter is a gain on the mean dB of a cell; half of its features say nothing."""
+    """A network whose one parameter is a gain on the mean dB of a cell; its other feature says nothing."""
 
     def __init__(self, useful: bool = True) -> None:
         super().__init__()
