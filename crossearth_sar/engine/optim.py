@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from crossearth_sar.engine.config import OptimConfig
 from crossearth_sar.moe.experts import ExpertParameters
@@ -57,7 +58,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
 
 def _decays(module: nn.Module, name: str) -> bool:
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.Embedding | LayerScale):
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm | _BatchNorm | nn.Embedding | LayerScale):
         return False
     if isinstance(module, ExpertParameters):
         return name in module.decayed_parameters
