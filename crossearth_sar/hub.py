@@ -21,8 +21,8 @@ MODEL_CARD = """\
 
 # {{ title }}
 
-Semantic segmentation of SAR images into {{ num_classes }} classes: a vision transformer of DINOv2's form,
-{{ depth }} blocks of width {{ width }}, {{ ffn }}, {{ decoder }}; {{ parameters }} parameters.
+Semantic segmentation of SAR images into {{ num_classes }} classes: {{ backbone }}, {{ decoder }};
+{{ parameters }} parameters.
 
 ```python
 from crossearth_sar import CrossEarthSAR
@@ -54,8 +54,18 @@ those of the image are used.
 _DECODER_WORDS = {
     "mask2former": "a Mask2Former decoder",
     "fpn": "an FPN decoder",
+    "upernet": "a UperNet decoder",
+    "linear": "a linear decoder",
     None: "no decoder",
 }
+
+
+def _backbone_words(config: Any) -> str:
+    moe, vit = config.moe, config.vit
+    if vit is None:
+        return f"a ResNet of {2 + 3 * sum(config.resnet.depths)} layers"
+    ffn = f"{moe.num_experts} experts per block, {moe.top_k} active" if moe else "dense FFNs"
+    return f"a vision transformer of DINOv2's form, {vit.depth} blocks of width {vit.dim}, {ffn}"
 
 
 def _no_folder(folder: Path) -> InputError:
@@ -131,15 +141,11 @@ class HubFolder(
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card: what the model's config says, and `kwargs` (title, classes, training_data, scores, …)."""
         config: Any = self.config  # type: ignore[attr-defined]
-        moe = config.moe
-        ffn = f"{moe.num_experts} experts per block, {moe.top_k} active" if moe else "dense FFNs"
         count = sum(p.numel() for p in self.parameters())  # type: ignore[attr-defined]
         known = {
             "title": "CrossEarth-SAR",
             "num_classes": config.num_classes,
-            "depth": config.vit.depth,
-            "width": config.vit.dim,
-            "ffn": ffn,
+            "backbone": _backbone_words(config),
             "decoder": _DECODER_WORDS[config.decoder.kind if config.decoder else None],
             "parameters": f"{count / 1e6:.1f}M",
         }

@@ -30,6 +30,7 @@ from crossearth_sar.network_input import checked_amplitude, network_input, stati
 from crossearth_sar.peft import EarthAdapter
 from crossearth_sar.presets import ModelConfig, MoEConfig, model_preset
 from crossearth_sar.pretrained import load_backbone
+from crossearth_sar.resnet import ResNet, ResNetOutput
 from crossearth_sar.sliding import slide_scores
 from crossearth_sar.vit import DenseFFN, VisionTransformer, ViTOutput
 
@@ -57,10 +58,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        make_ffn = config.moe.make_ffn if config.moe else DenseFFN
-        self.backbone = VisionTransformer(config.vit, make_ffn)
-        if config.adapter is not None:
-            self.backbone.adapter = EarthAdapter(config.vit.dim, config.vit.depth, config.adapter)
+        self.backbone = _backbone(config)
         self.decoder: Decoder | None = None
         if config.decoder is not None:
             self.decoder = make_decoder(
@@ -135,13 +133,18 @@ class CrossEarthSAR(nn.Module, HubFolder):
 
     def features(
         self, image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None
-    ) -> ViTOutput:
+    ) -> ViTOutput | ResNetOutput:
         """What the decoder is given, where there is one; arguments and errors as in `forward`."""
-        pixels = network_input(image_BCHW, db_mean, db_std).to(self.backbone.cls_token.dtype)
+        pixels = network_input(image_BCHW, db_mean, db_std).to(self._weight.dtype)
         routed = self._descriptors(image_BCHW)
         if routed is not None:  # an infinite pixel is cut like a bright one: only its descriptors tell
             pixels = pixels + (0 * routed.flatten(1).sum(1)).to(pixels.dtype)[:, None, None, None]
         return self.backbone(pixels, routed)
+
+    @property
+    def _weight(self) -> nn.Parameter:
+        """Any of the backbone's, for its device and type."""
+        return next(self.backbone.parameters())
 
     def require_decoder(self) -> Decoder:
         """The decoder; InputError of a backbone without one."""
@@ -196,7 +199,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
             image_BCHW = filled_images(image_BCHW, measured_BHW)
         given = checked_amplitude(image_BCHW, self.config.bands)
         size = working_size(given.shape[-2:], pixel_m, self.config.pixel_m)
-        amplitude = average_power(given, size).to(self.backbone.cls_token.device)
+        amplitude = average_power(given, size).to(self._weight.device)
         mean, std = statistics_of(amplitude, db_mean, db_std)
         with eval_mode(self):
             scores = self.slide_scores(amplitude, mean, std, on_window, taper=taper)
@@ -232,7 +235,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         moe = self.config.moe
         if moe is None or not moe.num_descriptors:
             return None
-        patch = self.config.vit.patch_size if moe.local_physics else None
+        patch = self.config.backbone.size_multiple if moe.local_physics else None
         image_BP, tokens_BT4 = named_descriptors(image_BCHW[:, :1], moe.descriptors, patch_size=patch)
         image_BP = self.standardizer(image_BP)
         if tokens_BT4 is None:
@@ -265,10 +268,10 @@ def build_model(
     """A fresh model: `build_model("crossearth_sar_s", 7, weights="dinov2_vits14_pretrain.pth")`.
 
     Args:
-        name: crossearth_sar_tiny | _s | _b | _l.
+        name: crossearth_sar_tiny | _s | _b | _l, resnet50 or resnet101.
         changes: nested keys of ModelConfig to set on top of the preset.
         sparse: False gives the dense DINOv2 baseline of the same shape.
-        weights: of the backbone, see `pretrained.load_backbone`: DINOv2's official file, a folder of
+        weights: of the backbone, see `pretrained.load_backbone`: a file from elsewhere, a folder of
             transformers, or a folder that save_model wrote. Nothing is downloaded.
         expert_noise: see `moe.upcycle_state_dict`; for dense weights in a sparse model.
 
@@ -354,6 +357,16 @@ def _name_classes(model: CrossEarthSAR, classes: Any, where: Path) -> None:
             expected='{"names": [one per class], "palette": [[red, green, blue], …] or null}',
             fix="correct it, or remove it",
         ) from error
+
+
+def _backbone(config: ModelConfig) -> VisionTransformer | ResNet:
+    if config.vit is None:
+        assert config.resnet is not None, "ModelConfig has one of the two"
+        return ResNet(config.resnet)
+    backbone = VisionTransformer(config.vit, config.moe.make_ffn if config.moe else DenseFFN)
+    if config.adapter is not None:
+        backbone.adapter = EarthAdapter(config.vit.dim, config.vit.depth, config.adapter)
+    return backbone
 
 
 def _standardizer(moe: MoEConfig | None, columns: int) -> nn.Module:

@@ -40,7 +40,7 @@ def checked_temperature(value: Any, where: Path) -> float | None:
 @dataclass(frozen=True)
 class LossTerms:
     """total = segmentation + balance; parts: the segmentation loss by kind (class, mask, dice;
-    of an FPN class and dice)."""
+    of classes per pixel class and dice, and auxiliary where there is such a head)."""
 
     total: Tensor
     segmentation: Tensor

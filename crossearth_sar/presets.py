@@ -1,4 +1,4 @@
-"""What a whole model is, and the four sizes of it. A preset is a function that returns a full config."""
+"""What a whole model is, its sizes, and two ResNets. A preset is a function that returns a full config."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from crossearth_sar.ground_scale import require_pixel_m
 from crossearth_sar.moe import ExpertSpec, PhysicsGuidedMoE
 from crossearth_sar.moe.router import Gate
 from crossearth_sar.peft import EarthAdapterConfig
+from crossearth_sar.resnet import ResNetConfig
 from crossearth_sar.vit import ViTConfig
 
 
@@ -90,8 +91,11 @@ class ModelConfig:
     num_classes: int
     """Classes that are predicted; without a decoder, none are, whatever it says."""
 
-    vit: ViTConfig
-    """The transformer."""
+    vit: ViTConfig | None = None
+    """The transformer; null where there is a resnet."""
+
+    resnet: ResNetConfig | None = None
+    """A ResNet in the transformer's place, without experts: moe null, and no adapter."""
 
     moe: MoEConfig | None = field(default_factory=MoEConfig)
     """The sparse FFNs; null makes every FFN dense (the DINOv2 baseline)."""
@@ -122,6 +126,7 @@ class ModelConfig:
         require_pixel_m(self.pixel_m)
         require(self.bands in (None, 1, 2, 3), "bands", self.bands, "1 to 3, or null")
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
+        self._check_backbone()
         for name in ("crop_size", "window_size"):
             side = getattr(self, name)
             require(
@@ -131,22 +136,34 @@ class ModelConfig:
                 f"a multiple of {self.backbone.size_multiple}",
             )
         require(
-            self.moe is None or not self.moe.local_physics or self.vit.patch_size >= MIN_PATCH,
-            "vit.patch_size",
-            self.vit.patch_size,
-            f"{MIN_PATCH} or more with moe.local_physics",
-        )
-        require(
             1 <= self.crop_stride <= self.window,
             "crop_stride",
             self.crop_stride,
             f"1 .. {self.window}, the side of the windows",
         )
 
+    def _check_backbone(self) -> None:
+        if (self.vit is None) == (self.resnet is None):
+            raise InputError(
+                "a model has one backbone",
+                got=f"vit {'null' if self.vit is None else 'and resnet'}",
+                expected="vit or resnet, and null for the other",
+            )
+        if self.vit is None:
+            for name, value in (("moe", self.moe), ("adapter", self.adapter)):
+                require(value is None, name, value, "null with a resnet: they are for transformer blocks")
+        elif self.moe is not None and self.moe.local_physics:
+            patch = self.vit.patch_size
+            require(
+                patch >= MIN_PATCH, "vit.patch_size", patch, f"{MIN_PATCH} or more with moe.local_physics"
+            )
+
     @property
-    def backbone(self) -> ViTConfig:
+    def backbone(self) -> ViTConfig | ResNetConfig:
         """What the feature maps come from: its `map_channels`, `map_strides` and `size_multiple`."""
-        return self.vit
+        found = self.vit or self.resnet
+        assert found is not None, "checked when built"
+        return found
 
     def require_decoder(self) -> DecoderConfig:
         """The decoder's settings.
@@ -213,10 +230,27 @@ def crossearth_sar_l(num_classes: int) -> ModelConfig:
     )
 
 
+def resnet50(num_classes: int) -> ModelConfig:
+    """ResNet-50, 23.5M parameters in the backbone, under the decoder of DI3CL's published tables, UperNet."""
+    return _resnet(num_classes, ResNetConfig())
+
+
+def resnet101(num_classes: int) -> ModelConfig:
+    """ResNet-101, 42.5M parameters in the backbone; the rest as resnet50."""
+    return _resnet(num_classes, ResNetConfig(depths=(3, 4, 23, 3)))
+
+
+def _resnet(num_classes: int, resnet: ResNetConfig) -> ModelConfig:
+    decoder = DecoderConfig(kind="upernet", channels=512, class_weight=1.0, dice_weight=1.0)
+    return ModelConfig(num_classes=num_classes, resnet=resnet, moe=None, decoder=decoder)
+
+
 _PRESETS: dict[str, Callable[[int], ModelConfig]] = {
     preset.__name__: preset
-    for preset in (crossearth_sar_tiny, crossearth_sar_s, crossearth_sar_b, crossearth_sar_l)
-}
+    for preset in (
+        crossearth_sar_tiny, crossearth_sar_s, crossearth_sar_b, crossearth_sar_l, resnet50, resnet101
+    )
+}  # fmt: skip
 
 
 def model_preset(name: str, num_classes: int) -> ModelConfig:

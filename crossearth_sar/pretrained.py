@@ -1,8 +1,8 @@
-"""Backbone weights from elsewhere into a fresh model: DINOv2's, or those of a model of this package.
+"""Backbone weights from elsewhere into a fresh model, and those of a model of this package.
 
 What kind a path is, its content says: a folder whose config.json describes a model of this package, a folder
-of transformers, or else DINOv2's official file. Dense weights in a sparse model are upcycled. The decoder is
-never loaded: its classes are the task's.
+of transformers, or else a file, whose names vit/weights.py or resnet/weights.py know. Dense weights in a
+sparse model are upcycled. The decoder is never loaded: its classes are the task's.
 """
 
 from __future__ import annotations
@@ -21,15 +21,10 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.moe import ExpertSpec, upcycle_state_dict
 from crossearth_sar.moe.expert_types import FFN
 from crossearth_sar.presets import ModelConfig
+from crossearth_sar.resnet.weights import read_resnet
 from crossearth_sar.shipped import model_folder
-from crossearth_sar.vit import VisionTransformer
-from crossearth_sar.vit.dinov2_weights import (
-    fit_to_config,
-    read_dinov2,
-    read_state_file,
-    require_fit,
-    require_state_file,
-)
+from crossearth_sar.state_files import below, read_state_file, require_fit, require_state_file
+from crossearth_sar.vit.weights import fit_to_config, read_vit
 
 RANDOM = "random"
 """In place of a path: the backbone stays as it was initialised."""
@@ -57,7 +52,8 @@ def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0
 
     Args:
         model: a CrossEarthSAR.
-        path: DINOv2's official .pth, a folder of transformers' Dinov2Model, or a folder of save_model.
+        path: a .pth or .safetensors file (of a transformer DINOv2's, MAE's or timm's, of a ResNet
+            torchvision's or MoCo's), a folder of transformers' Dinov2Model, or a folder of save_model.
         expert_noise, seed: see `upcycle_state_dict`; for dense weights in a sparse model only.
 
     Raises:
@@ -67,13 +63,13 @@ def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0
     own = _own_config(path)
     statistics: dict[str, dict[str, Tensor]] = {}
     if own is None:
-        state = read_dinov2(path, config.vit)
+        state = _read_foreign(path, config)
     else:
         _require_same_function(own, config, path)
         state, statistics = _read_own(path, config)
     upcycle = _upcycling(state, config, path, expert_noise, seed)
     backbone = model.backbone
-    assert isinstance(backbone, VisionTransformer)
+    assert isinstance(backbone, nn.Module)
     target = backbone.state_dict()
     with torch.device("meta"):  # shapes first, without the memory of all copies
         planned = {name: torch.empty(value.shape) for name, value in state.items()}
@@ -86,6 +82,13 @@ def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0
                 target[name].copy_(value)
     for name, values in statistics.items():
         model.get_submodule(name).load_state_dict(values)
+
+
+def _read_foreign(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    if config.vit is not None:
+        return read_vit(path, config.vit)
+    assert config.resnet is not None, "ModelConfig has one of the two"
+    return read_resnet(path, config.resnet)
 
 
 def _upcycling(
@@ -132,18 +135,18 @@ def _read_own(path: Path, config: ModelConfig) -> tuple[dict[str, Tensor], dict[
     """The backbone, and the statistics of each standardizer that `config` has and the weights too."""
     whole = read_state_file(path / "model.safetensors")
     names = ("standardizer", "local_standardizer") if config.moe and config.moe.standardize else ()
-    found = {name: _below(f"{name}.", whole) for name in names}
-    backbone = fit_to_config(_below("backbone.", whole), config.vit)
+    found = {name: below(f"{name}.", whole) for name in names}
+    backbone = below("backbone.", whole)
+    if config.vit is not None:
+        backbone = fit_to_config(backbone, config.vit)
     return backbone, {name: values for name, values in found.items() if values}
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _require_same_function(own: ModelConfig, config: ModelConfig, path: Path) -> None:
     """What shapes do not show: heads, and which descriptor each router column is for."""
-    pairs: dict[str, tuple[Any, Any]] = {"vit.num_heads": (own.vit.num_heads, config.vit.num_heads)}
+    pairs: dict[str, tuple[Any, Any]] = {"backbone": (_kind(own), _kind(config))}
+    if own.vit and config.vit:
+        pairs["vit.num_heads"] = (own.vit.num_heads, config.vit.num_heads)
     if own.moe and config.moe:
         pairs["moe.descriptors"] = (own.moe.descriptors, config.moe.descriptors)
         pairs["moe.local_physics"] = (own.moe.local_physics, config.moe.local_physics)
@@ -156,6 +159,13 @@ def _require_same_function(own: ModelConfig, config: ModelConfig, path: Path) ->
             got=", ".join(f"{key} {theirs}" for key, (theirs, _) in different.items()),
             expected=", ".join(f"{key} {ours}" for key, (_, ours) in different.items()),
         )
+
+
+def _kind(config: ModelConfig) -> str:
+    """What of a backbone must be the same: frozen statistics are those of a batch norm."""
+    if config.resnet is None:
+        return "vit"
+    return "resnet with group norms" if config.resnet.norm == "group" else "resnet with batch norms"
 
 
 def _require_dense_activation(expert: ExpertSpec, path: Path) -> None:

@@ -14,9 +14,9 @@ from crossearth_sar import CrossEarthSAR, InputError, build_model, load_model, s
 from crossearth_sar.config import merge
 from crossearth_sar.engine.config import simulated_run
 from crossearth_sar.engine.distributed import Ranks
+from crossearth_sar.engine.flop import forward_flop
 from crossearth_sar.engine.objectives.segmentation import Segmentation
 from crossearth_sar.engine.planning.memory import activation_bytes, count_parameters
-from crossearth_sar.engine.throughput import forward_flop
 from crossearth_sar.model import ModelOutput
 
 

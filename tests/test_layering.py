@@ -21,9 +21,10 @@ FLOORS = [
     {"config_keys"},
     {"config"},
     {"kernels", "decibels", "ground_scale"},
-    {"backend", "convolution", "network_input", "input_contract", "provenance", "device"},
+    {"backend", "device", "convolution", "batch_norm", "network_input", "input_contract", "state_files"}
+    | {"provenance"},
     {"descriptors", "moe", "data"},
-    {"vit", "decoder", "peft"},
+    {"vit", "resnet", "decoder", "peft"},
     {"presets", "hub", "model_output"},
     {"pretrained", "model_files", "sliding"},
     {"model"},

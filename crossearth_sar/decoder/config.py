@@ -12,19 +12,30 @@ from crossearth_sar.config import require
 class DecoderConfig:
     """Sizes and weights; the defaults are Mask2Former's of METHOD sec. 3.
 
-    An FPN reads `channels`, `class_weight` and `dice_weight` alone.
+    The kinds that give classes per pixel (fpn, upernet, linear) read `channels`, `norm`, `maps` and the
+    weights of class, dice and auxiliary loss alone, as each says.
     """
 
-    kind: Literal["mask2former", "fpn"] = "mask2former"
+    kind: Literal["mask2former", "fpn", "upernet", "linear"] = "mask2former"
     """mask2former: masks and their classes from queries, for S, B and L. fpn: classes per pixel from a
-    feature pyramid, at a fraction of the cost, for small models."""
+    feature pyramid, at a fraction of the cost, for small models. upernet: pyramid pooling and a pyramid of
+    wide convolutions, under which DI3CL and SARMAE compare. linear: a linear classifier of each position,
+    which shows what the backbone knows."""
 
     num_queries: int = 100
     """Queries, each of which gives one mask and its class."""
 
     channels: int = 256
     """Width of pixel decoder, masks and queries; a multiple of 32 (its group norms) and of num_heads. Of an
-    fpn the width at its coarsest stride, a multiple of 16."""
+    fpn the width at its coarsest stride, of an upernet that of all its convolutions (512 as published), a
+    multiple of 16."""
+
+    norm: Literal["group", "batch"] = "group"
+    """Of an upernet. group: by each image's own values, so that a pass of one image is like any other.
+    batch: by the images of a pass on a rank, as published; wants several."""
+
+    maps: Literal["deepest", "all"] = "deepest"
+    """What a linear decoder classifies: the deepest feature map, or the last four."""
 
     num_heads: int = 8
     """Heads of all its attentions."""
@@ -51,7 +62,7 @@ class DecoderConfig:
     """Share of the loss's points that are the uncertain ones; the rest are drawn anew at random."""
 
     class_weight: float = 2.0
-    """Weight of the classification loss; of an fpn, of the cross-entropy per pixel."""
+    """Weight of the classification loss; of classes per pixel, of the cross-entropy."""
 
     mask_weight: float = 5.0
     """Weight of the per-point mask loss."""
@@ -59,13 +70,18 @@ class DecoderConfig:
     dice_weight: float = 5.0
     """Weight of the dice loss."""
 
+    auxiliary_weight: float = 0.0
+    """Of an upernet: weight of the cross-entropy of a second head on the map before the deepest, 0.4 as
+    published; 0 for none."""
+
     no_object_weight: float = 0.1
     """Weight of the class «no object» inside the classification loss."""
 
     def __post_init__(self) -> None:
         for name in ("num_queries", "channels", "num_heads", "pixel_layers", "query_layers", "num_points"):
             require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
-        if self.kind == "fpn":
+        require(self.auxiliary_weight >= 0, "decoder.auxiliary_weight", self.auxiliary_weight, "0 or more")
+        if self.kind != "mask2former":
             require(self.channels % 16 == 0, "decoder.channels", self.channels, "a multiple of 16")
             return
         require(

@@ -9,6 +9,7 @@ B batch, H W pixels, h w mask resolution (stride 4), Q queries, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,19 +41,20 @@ class Mask2FormerDecoder(Decoder):
 
     Args:
         config: sizes and weights.
-        in_channels: D of the four feature maps.
+        in_channels, strides: of the feature maps, of which the last four are read.
         num_classes: C.
-        patch_size: stride of the feature maps as they come from the backbone.
     """
 
-    def __init__(self, config: DecoderConfig, *, in_channels: int, num_classes: int, patch_size: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, *, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
+    ) -> None:
         super().__init__()
         require(num_classes >= 1, "num_classes", num_classes, "at least 1")
-        self.config, self.num_classes, self.patch_size = config, num_classes, patch_size
+        self.config, self.num_classes, self.strides = config, num_classes, tuple(strides[-4:])
         from crossearth_sar.decoder.transformers_parts import Criterion, Mask2FormerHead, transformers_config
 
         theirs = transformers_config(config, num_classes)
-        self.head = Mask2FormerHead(theirs, in_channels)
+        self.head = Mask2FormerHead(theirs, in_channels[-4:])
         self.loss_weights = {
             "loss_cross_entropy": config.class_weight,
             "loss_mask": config.mask_weight,
@@ -61,10 +63,10 @@ class Mask2FormerDecoder(Decoder):
         self.criterion = Criterion(theirs, self.loss_weights)
 
     def forward(self, feature_maps: list[Tensor]) -> MaskOutput:
-        """Four (B, D, h', w') maps, shallow to deep, at the backbone's stride; those of a stem before them
+        """Four (B, D, h', w') maps, shallow to deep, at the backbone's strides; those of a stem before them
         are not looked at."""
         pixels = self.head.pixel_decoder(
-            feature_pyramid(feature_maps[-4:], self.patch_size), output_hidden_states=False, return_dict=True
+            feature_pyramid(feature_maps[-4:], self.strides), output_hidden_states=False, return_dict=True
         )
         decoded = self.head.transformer_module(
             multi_scale_features=pixels.multi_scale_features, mask_features=pixels.mask_features

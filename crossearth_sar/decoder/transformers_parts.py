@@ -5,7 +5,7 @@ Imported when a decoder is built: transformers takes seconds, and nothing but th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -25,9 +25,9 @@ from crossearth_sar.decoder.config import DecoderConfig
 class Mask2FormerHead(Mask2FormerPreTrainedModel):
     """transformers' modules under its own initialisation; the class exists for `post_init` alone."""
 
-    def __init__(self, config: Mask2FormerConfig, in_channels: int) -> None:
+    def __init__(self, config: Mask2FormerConfig, in_channels: Sequence[int]) -> None:
         super().__init__(config)
-        self.pixel_decoder = Mask2FormerPixelDecoder(config, feature_channels=[in_channels] * 4)
+        self.pixel_decoder = Mask2FormerPixelDecoder(config, feature_channels=list(in_channels))
         self.transformer_module = Mask2FormerTransformerModule(in_features=config.feature_size, config=config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
         self.post_init()

@@ -41,7 +41,7 @@ def evaluate(model: CrossEarthSAR, dataset: SegmentationDataset, indices: Iterab
     crop), and compares with their labels."""
     device = next(model.parameters()).device
     config = model.config
-    layers, experts = (config.vit.depth, config.moe.num_experts) if config.moe else (0, 0)
+    layers, experts = (config.vit.depth, config.moe.num_experts) if config.vit and config.moe else (0, 0)
     result = Evaluation(
         ConfusionMatrix(config.num_classes, device=device),
         torch.zeros(layers, experts, dtype=torch.float64, device=device),

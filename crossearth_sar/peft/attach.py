@@ -63,7 +63,7 @@ def detach_earth_adapter(model: nn.Module) -> EarthAdapter:
 def freeze_backbone(model: nn.Module) -> list[str]:
     """Stops gradients to the backbone, its adapter excepted; returns the names that had trained."""
     trained = []
-    for name, parameter in _backbone(model).named_parameters():
+    for name, parameter in getattr(model, "backbone", model).named_parameters():
         if not name.startswith("adapter.") and parameter.requires_grad:
             trained.append(name)
             parameter.requires_grad_(False)

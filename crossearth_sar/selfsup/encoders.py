@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from crossearth_sar.batch_norm import batch_norms
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.selfsup.config import DI3CLConfig
@@ -53,7 +54,8 @@ class Encoder(nn.Module):
                 expected="a backbone alone",
                 fix="build it with decoder null",
             )
-        shape, self.is_vit = model.config.backbone, has_tokens(model)
+        shape = model.config.backbone
+        self.is_vit = isinstance(shape, ViTConfig)
         self.model, self.image_vector = model, config.image_vector
         self.shallow_index = _shallow_index(model, config.contour_map)
         self.deep_dim, self.stride = shape.map_channels[-1], shape.map_strides[-1]
@@ -74,21 +76,17 @@ class Encoder(nn.Module):
         if self.shallow_norm is not None:
             cells = output.feature_maps[self.shallow_index].movedim(1, -1)
             shallow = self.shallow_norm(cells).movedim(-1, 1)
-        deep = output.feature_maps[-1]
+        deep, cls = output.feature_maps[-1], None
         if output.tokens is not None:
+            cls = output.tokens[:, 0]
             deep = output.tokens[:, 1:].unflatten(1, deep.shape[-2:]).movedim(-1, 1)
-        vector = output.tokens[:, 0] if self.image_vector == "cls" else deep.mean((2, 3))
+        vector = cls if cls is not None and self.image_vector == "cls" else deep.mean((2, 3))
         return Features(deep, shallow, vector, tuple(r for r in output.routing if r is not None))
 
 
-def has_tokens(model: CrossEarthSAR) -> bool:
-    """Whether its backbone is a ViT."""
-    return isinstance(model.config.backbone, ViTConfig)
-
-
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether what comes out for an image depends on the others of its pass."""
-    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    """Whether what comes out of it, in training, for an image depends on the others of its pass."""
+    return any(norm.training for norm in batch_norms(module))
 
 
 def _shallow_index(model: CrossEarthSAR, wanted: int | None) -> int:

@@ -31,7 +31,7 @@ CONFIG = DecoderConfig(
 
 
 def make(config: DecoderConfig = CONFIG) -> Mask2FormerDecoder:
-    return Mask2FormerDecoder(config, in_channels=16, num_classes=CLASSES, patch_size=8)
+    return Mask2FormerDecoder(config, in_channels=(16,) * 4, strides=(8,) * 4, num_classes=CLASSES)
 
 
 def feature_maps(batch: int = 2, grid: tuple[int, int] = (8, 8)) -> list[Tensor]:
@@ -102,7 +102,7 @@ def test_defaults_are_those_of_the_method() -> None:
         dice_weight=5.0,
         no_object_weight=0.1,
     )
-    decoder = Mask2FormerDecoder(DecoderConfig(), in_channels=16, num_classes=7, patch_size=16)
+    decoder = Mask2FormerDecoder(DecoderConfig(), in_channels=(16,) * 4, strides=(16,) * 4, num_classes=7)
     attention = decoder.head.pixel_decoder.encoder.layers[0].self_attn
     assert (attention.n_heads, attention.n_points, attention.n_levels) == (8, 4, 3)
     assert len(decoder.head.pixel_decoder.encoder.layers) == 6
@@ -310,4 +310,4 @@ def test_config_refuses_with_words(change: dict[str, int], words: str) -> None:
 
 def test_no_classes_are_refused() -> None:
     with pytest.raises(InputError, match="num_classes"):
-        Mask2FormerDecoder(CONFIG, in_channels=16, num_classes=0, patch_size=8)
+        Mask2FormerDecoder(CONFIG, in_channels=(16,) * 4, strides=(8,) * 4, num_classes=0)

@@ -10,13 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossearth_sar.config import merge
-from crossearth_sar.engine.throughput import (
-    Meter,
-    balance_columns,
-    forward_flop,
-    peak_tflops,
-    tokens_per_image,
-)
+from crossearth_sar.engine.flop import forward_flop, tokens_per_image
+from crossearth_sar.engine.throughput import Meter, balance_columns, peak_tflops
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.presets import ModelConfig, model_preset
 

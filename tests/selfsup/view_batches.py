@@ -27,6 +27,13 @@ def micro_encoder(*, sparse: bool = False, decoder: dict[str, Any] | None = None
     return build_model("crossearth_sar_tiny", 2, changes=changes, sparse=sparse)
 
 
+def micro_resnet(norm: str = "batch") -> CrossEarthSAR:
+    torch.manual_seed(0)
+    resnet = {"depths": [1, 1, 1, 1], "width": 4, "norm": norm}
+    changes = {"resnet": resnet, "decoder": None, "crop_size": 64, "crop_stride": 64}
+    return build_model("resnet50", 2, changes=changes)
+
+
 def micro_di3cl(*, sparse: bool = False, **changes: Any) -> DI3CL:
     encoder = micro_encoder(sparse=sparse)
     torch.manual_seed(1)
@@ -34,7 +41,7 @@ def micro_di3cl(*, sparse: bool = False, **changes: Any) -> DI3CL:
     return DI3CL(encoder, DI3CLConfig(**config)).train()
 
 
-def view_batch(images: int, *, without: tuple[int, ...] = (), seed: int = 0) -> Batch:
+def view_batch(images: int, *, without: tuple[int, ...] = (), seed: int = 0, size: int = SIZE) -> Batch:
     """Speckled images of random steps, two views of each; `without` have no box."""
     random, torch_random = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     rows: list[Batch] = []
@@ -42,7 +49,7 @@ def view_batch(images: int, *, without: tuple[int, ...] = (), seed: int = 0) -> 
         steps = 0.2 + torch.rand(1, 6, 5, generator=torch_random)
         speckle = torch.rand(1, 60, 50, generator=torch_random) + 0.5
         image = steps.repeat_interleave(10, 1).repeat_interleave(10, 2) * speckle
-        query, key = (draw_view(random, 50, 60, size=SIZE, area=(0.5, 1.0)) for _ in range(2))
+        query, key = (draw_view(random, 50, 60, size=size, area=(0.5, 1.0)) for _ in range(2))
         boxes = sample_boxes(query, key, random, smallest=8)[: 0 if index in without else None]
         row = {"valid": torch.arange(10) < len(boxes)}
         for name, view in (("query", query), ("key", key)):

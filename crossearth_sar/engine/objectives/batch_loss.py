@@ -65,12 +65,14 @@ def with_global_shares(output: ModelOutput, ranks: Ranks) -> ModelOutput:
 def _normalizers(mask_BHW: Tensor, config: DecoderConfig) -> tuple[float, ...]:
     """What the decoder's losses of these images are divided by, in their order.
 
-    Of Mask2Former class, mask, dice: queries, counted as its loss does, and targets twice. Of an FPN class
-    and dice: labelled pixels, and classes of images.
+    Of Mask2Former class, mask, dice: queries, counted as its loss does, and targets twice. Of classes per
+    pixel class, dice, auxiliary: labelled pixels, classes of images, labelled pixels.
     """
     targets = [_classes_present(mask_HW) for mask_HW in mask_BHW]
-    if config.kind == "fpn":
-        return float((mask_BHW != IGNORE_INDEX).sum()), float(sum(targets))
+    if config.kind != "mask2former":
+        labelled = float((mask_BHW != IGNORE_INDEX).sum())
+        beside = (labelled,) if config.kind == "upernet" and config.auxiliary_weight else ()
+        return labelled, float(sum(targets)), *beside
     each = [min(count, config.num_queries) for count in targets]
     labelled_B = (mask_BHW != IGNORE_INDEX).flatten(1).double().mean(1).tolist()
     unmatched = sum(share * (config.num_queries - n) for share, n in zip(labelled_B, each, strict=True))

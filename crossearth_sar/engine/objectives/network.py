@@ -72,7 +72,7 @@ class ParameterCounts:
 
 
 def count_parameters(model: CrossEarthSAR) -> ParameterCounts:
-    adapter = model.backbone.adapter
+    adapter = getattr(model.backbone, "adapter", None)
     in_adapter = sum(p.numel() for p in adapter.parameters()) if adapter is not None else 0
     return ParameterCounts(
         backbone=sum(p.numel() for p in model.backbone.parameters()) - in_adapter,

@@ -21,6 +21,7 @@ from crossearth_sar.data.views import View
 from crossearth_sar.data.working_scale import at_working_scale
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks
+from crossearth_sar.engine.flop import forward_flop, tokens_per_image
 from crossearth_sar.engine.objectives.base import Batch, Finished, Forward, Load, Losses, Objective
 from crossearth_sar.engine.objectives.batch_loss import part_weights, weigh, with_global_shares
 from crossearth_sar.engine.objectives.domains import evaluate_together, open_domains
@@ -33,7 +34,7 @@ from crossearth_sar.engine.objectives.network import (
 )
 from crossearth_sar.engine.objectives.segmentation_report import write_report
 from crossearth_sar.engine.planning.layout import run_model_config
-from crossearth_sar.engine.throughput import balance_columns, forward_flop, tokens_per_image
+from crossearth_sar.engine.throughput import balance_columns
 from crossearth_sar.model import (
     CONFIG_FILE,
     WEIGHTS_FILE,

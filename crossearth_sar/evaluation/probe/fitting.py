@@ -15,8 +15,8 @@ from crossearth_sar.data.domain import Domain
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.evaluation.probe.cells import cell_labels, encode, working_sample
 from crossearth_sar.evaluation.probe.encoder import Encoder
-from crossearth_sar.evaluation.probe.knn import fit_nearest
-from crossearth_sar.evaluation.probe.linear import fit_linear
+from crossearth_sar.evaluation.probe.knn import NearestNeighbours, fit_nearest
+from crossearth_sar.evaluation.probe.linear import LinearProbe, fit_linear
 from crossearth_sar.evaluation.probe.subsets import Labels, drawn_order, image_counts
 
 CELLS = 50_000
@@ -39,12 +39,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A probe: (N, D) features -> (N, K) scores of classes `present` of the domain."""
+    """A probe whose `scores` of (N, D) features are (N, K), of the classes `present` of the domain."""
 
     method: str
     draw: Draw
     present: Tensor
-    scores: Callable[[Tensor], Tensor]
+    probe: LinearProbe | NearestNeighbours
 
 
 @dataclass
@@ -107,8 +107,8 @@ def fit(method: str, draw: Draw, cells: LabelledCells) -> Fitted:
     features_ND, shares_NC = cells.of(draw)
     present = (shares_NC.sum(0) > 0).nonzero()[:, 0]
     shares_NK = shares_NC[:, present]
-    probe = fit_linear(features_ND, shares_NK) if method == "linear" else fit_nearest(features_ND, shares_NK)
-    return Fitted(method, draw, present, probe.scores)
+    fitted = fit_linear if method == "linear" else fit_nearest
+    return Fitted(method, draw, present, fitted(features_ND, shares_NK))
 
 
 def _some(length: int, count: int, seed: int) -> Tensor:

@@ -3,87 +3,36 @@
 Every encoder sees the same labelled images and the same test images, and is scored at the pixels of the test
 images themselves, by the confusion matrix that everything else here is scored by.
 
-S seeds, N images, C classes.
+K classes of a draw, C classes of the domain, H W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from crossearth_sar.config import require
 from crossearth_sar.data.domain import Domain, require_same_classes
 from crossearth_sar.data.sample import Sample
 from crossearth_sar.errors import InputError
-from crossearth_sar.evaluation.bootstrap import Interval, seeds_interval
 from crossearth_sar.evaluation.metrics import ConfusionMatrix
 from crossearth_sar.evaluation.probe.cells import encode, pixel_scores, working_sample
 from crossearth_sar.evaluation.probe.encoder import Encoder
+from crossearth_sar.evaluation.probe.finetune import FineTuning, fine_tuned
 from crossearth_sar.evaluation.probe.fitting import Fitted, OnImage, draws_of, encode_labelled, fit
+from crossearth_sar.evaluation.probe.row import ProbeRow
 from crossearth_sar.evaluation.probe.subsets import Labels
 from crossearth_sar.ground_scale import classes_at
 
 FROZEN = ("linear", "knn")
 """Methods that leave the encoder as it is."""
 
+METHODS = (*FROZEN, "finetune")
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeRow:
-    """One encoder, probed in one way with so many labelled images, on one test domain.
-
-    labels: as asked for; images: how many that is. seeds: of the draws. units: the test images, N of them,
-    tiles of one added up. absent: of each seed the classes that no labelled image of its draw shows, and
-    that it therefore never predicts. counts_SNCC: (S, N, C, C) int64, rows target, columns prediction.
-    """
-
-    encoder: str
-    method: str
-    labels: str
-    images: int
-    test: str
-    classes: tuple[str, ...]
-    seeds: tuple[int, ...]
-    units: tuple[str, ...]
-    absent: tuple[tuple[str, ...], ...]
-    counts_SNCC: NDArray[np.int64]
-
-    @property
-    def miou_by_seed(self) -> list[float]:
-        """Fractions."""
-        return [_confusion(counts.sum(0)).scores().miou for counts in self.counts_SNCC]
-
-    @property
-    def miou(self) -> float:
-        """Mean over seeds, a fraction; NaN where the labels show one class alone."""
-        return float(np.mean(self.miou_by_seed))
-
-    @property
-    def interval(self) -> Interval | None:
-        """Of that mean with other test images, for these draws; None for a single image."""
-        return seeds_interval(self.counts_SNCC)
-
-    def above(self, other: ProbeRow) -> tuple[float, Interval | None]:
-        """mIoU minus that of another encoder's row of the same draws and images, and its interval."""
-        assert (self.seeds, self.units) == (other.seeds, other.units), "the same draws and images"
-        return self.miou - other.miou, seeds_interval(self.counts_SNCC, other.counts_SNCC)
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain data for JSON, which `from_mapping` reads; scores follow from the counts."""
-        names = ("encoder", "method", "labels", "images", "test", "classes", "seeds", "units", "absent")
-        return {**{name: getattr(self, name) for name in names}, "counts": self.counts_SNCC.tolist()}
-
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> ProbeRow:
-        plain = {key: value for key, value in mapping.items() if key != "counts"}
-        for name in ("classes", "seeds", "units"):
-            plain[name] = tuple(plain[name])
-        plain["absent"] = tuple(tuple(names) for names in plain["absent"])
-        return cls(**plain, counts_SNCC=np.array(mapping["counts"], np.int64))
+Counts = dict[str, NDArray[np.int64]]
+"""Image -> (C, C)."""
 
 
 def probe_table(
@@ -94,6 +43,7 @@ def probe_table(
     seeds: Sequence[int] = (0, 1, 2),
     *,
     methods: Sequence[str] = FROZEN,
+    fine_tuning: FineTuning | None = None,
     on_image: OnImage = lambda: None,
 ) -> list[ProbeRow]:
     """Fits probes on few labelled images of `train` and scores them on each of `tests`.
@@ -103,8 +53,9 @@ def probe_table(
             are the floors to put beside.
         train, tests: domains of the same classes, opened for the encoders' ground spacing.
         labels: numbers of labelled images, or shares of all ("10%").
-        seeds: each draws its own images; the same for all encoders.
-        methods: linear and knn.
+        seeds: each draws its own images; the same for all encoders. All images are one draw.
+        methods: linear, knn, finetune; of the last there are rows of encoders that have a module.
+        fine_tuning: how long and how fast; None: the defaults.
         on_image: called after each image that is encoded.
 
     Returns:
@@ -117,21 +68,27 @@ def probe_table(
     _check(encoders, train, tests, methods, seeds)
     draws = draws_of(train, labels, seeds)
     cells = encode_labelled(encoders, train, draws, on_image)
+    frozen = [method for method in FROZEN if method in methods]
     fitted = {
-        name: [fit(method, draw, cells[name]) for method in methods for draw in draws] for name in encoders
+        name: [fit(method, draw, cells[name]) for method in frozen for draw in draws] for name in encoders
     }
-    rows = []
-    for test, domain in tests.items():
-        scored = _score(encoders, fitted, domain, on_image)
-        for asked in dict.fromkeys(draw.labels for draw in draws):
-            for method in methods:
-                for name in encoders:
-                    rows.append(_row(name, method, asked, test, domain, scored[name]))
-    return rows
-
-
-Counts = dict[str, NDArray[np.int64]]
-"""Image -> (C, C)."""
+    scored = {test: _score(encoders, fitted, domain, on_image) for test, domain in tests.items()}
+    if "finetune" in methods:
+        for name, encoder in encoders.items():
+            for draw in draws if encoder.module is not None else ():
+                start = fit("linear", draw, cells[name])
+                with fine_tuned(name, encoder, start, train, fine_tuning or FineTuning()) as tuned:
+                    for test, domain in tests.items():
+                        alone = _score({name: encoder}, {name: [tuned]}, domain, on_image)
+                        scored[test][name] += alone[name]
+    return [
+        _row(name, method, asked, test, domain, scored[test][name])
+        for test, domain in tests.items()
+        for asked in dict.fromkeys(draw.labels for draw in draws)
+        for method in methods
+        for name in encoders
+        if method != "finetune" or encoders[name].module is not None
+    ]
 
 
 def _score(
@@ -165,7 +122,7 @@ def image_counts_of(
     windows, size = encode(name, encoder, seen), (seen["mask"].shape[0], seen["mask"].shape[1])
     found = []
     for probe in probes:
-        scores_KHW = pixel_scores(windows, size, probe.scores)
+        scores_KHW = pixel_scores(windows, size, probe.probe.scores)
         predicted = probe.present[classes_at(scores_KHW, (mask.shape[0], mask.shape[1]))]
         matrix = ConfusionMatrix(classes)
         matrix.update(predicted, mask)
@@ -218,8 +175,10 @@ def _check(
     require(len(encoders) > 0, "encoders", list(encoders), "at least one")
     require(len(tests) > 0, "tests", list(tests), "at least one domain")
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one, each once")
-    known = set(methods) <= set(FROZEN) and len(set(methods)) == len(methods) > 0
-    require(known, "methods", list(methods), f"some of {', '.join(FROZEN)}")
+    known = set(methods) <= set(METHODS) and len(set(methods)) == len(methods) > 0
+    require(known, "methods", list(methods), f"some of {', '.join(METHODS)}")
+    trains = any(encoder.module is not None for encoder in encoders.values())
+    require(trains or "finetune" not in methods, "methods", list(methods), "an encoder with a module to tune")
     require_same_classes([train, *tests.values()])
     for name, encoder in encoders.items():
         for domain in (train, *tests.values()):
@@ -229,9 +188,3 @@ def _check(
                 domain.pixel_m,
                 f"{encoder.pixel_m}, the encoder's: open the domain for it",
             )
-
-
-def _confusion(counts_CC: NDArray[np.int64]) -> ConfusionMatrix:
-    matrix = ConfusionMatrix(len(counts_CC))
-    matrix.counts += torch.from_numpy(np.ascontiguousarray(counts_CC))
-    return matrix

@@ -16,6 +16,7 @@ from torch import nn
 from crossearth_sar.decoder import Decoder
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.moe.layer import PhysicsGuidedMoE
+from crossearth_sar.resnet import ResNet
 from crossearth_sar.vit import VisionTransformer
 
 
@@ -42,7 +43,7 @@ def after_engine(model: nn.Module) -> None:
 
 
 def _returning_dataclasses(model: nn.Module) -> list[nn.Module]:
-    kinds = PhysicsGuidedMoE | VisionTransformer | Decoder | CrossEarthSAR
+    kinds = PhysicsGuidedMoE | VisionTransformer | ResNet | Decoder | CrossEarthSAR
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
