@@ -22,7 +22,7 @@ from crossearth_sar.engine.objectives.di3cl_probe import ProbeDomains, open_prob
 from crossearth_sar.engine.objectives.di3cl_report import write_report
 from crossearth_sar.engine.objectives.network import build_network, check_weights, count_parameters
 from crossearth_sar.engine.planning.layout import run_model_config
-from crossearth_sar.engine.throughput import forward_flop, tokens_per_image
+from crossearth_sar.engine.flop import forward_flop, tokens_per_image
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import save_model
 from crossearth_sar.selfsup.di3cl import DI3CL, DI3CLTerms
