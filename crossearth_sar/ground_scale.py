@@ -217,7 +217,8 @@ def row_blocks(rows: slice, width: int, pixels: int = 1 << 20) -> Iterator[slice
 def classes_at(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """Scores (..., K, h, w) -> classes (..., H, W), int64, of the largest interpolated score."""
     blocks = row_blocks(slice(0, size[0]), size[1])
-    return torch.cat([interpolated(scores, size, rows).argmax(-3) for rows in blocks], -2)
+    # max, not argmax: over an outer axis that is seven times slower on a CPU
+    return torch.cat([interpolated(scores, size, rows).max(-3).indices for rows in blocks], -2)
 
 
 def _sums(values: Tensor, rows: Bins, columns: Bins, *, square: bool = False) -> Tensor:

@@ -271,7 +271,7 @@ def build_model(
         name: crossearth_sar_tiny | _s | _b | _l, resnet50 or resnet101.
         changes: nested keys of ModelConfig to set on top of the preset.
         sparse: False gives the dense DINOv2 baseline of the same shape.
-        weights: of the backbone, see `pretrained.load_backbone`: DINOv2's official file, a folder of
+        weights: of the backbone, see `pretrained.load_backbone`: a file from elsewhere, a folder of
             transformers, or a folder that save_model wrote. Nothing is downloaded.
         expert_noise: see `moe.upcycle_state_dict`; for dense weights in a sparse model.
 

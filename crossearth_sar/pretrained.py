@@ -1,8 +1,8 @@
-"""Backbone weights from elsewhere into a fresh model: DINOv2's, or those of a model of this package.
+"""Backbone weights from elsewhere into a fresh model, and those of a model of this package.
 
 What kind a path is, its content says: a folder whose config.json describes a model of this package, a folder
-of transformers, or else DINOv2's official file. Dense weights in a sparse model are upcycled. The decoder is
-never loaded: its classes are the task's.
+of transformers, or else a file, whose names vit/weights.py or resnet/weights.py know. Dense weights in a
+sparse model are upcycled. The decoder is never loaded: its classes are the task's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from crossearth_sar.presets import ModelConfig
 from crossearth_sar.resnet.weights import read_resnet
 from crossearth_sar.shipped import model_folder
 from crossearth_sar.state_files import below, read_state_file, require_fit, require_state_file
-from crossearth_sar.vit.dinov2_weights import fit_to_config, read_dinov2
+from crossearth_sar.vit.weights import fit_to_config, read_vit
 
 RANDOM = "random"
 """In place of a path: the backbone stays as it was initialised."""
@@ -52,7 +52,8 @@ def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0
 
     Args:
         model: a CrossEarthSAR.
-        path: DINOv2's official .pth, a folder of transformers' Dinov2Model, or a folder of save_model.
+        path: a .pth or .safetensors file (of a transformer DINOv2's, MAE's or timm's, of a ResNet
+            torchvision's or MoCo's), a folder of transformers' Dinov2Model, or a folder of save_model.
         expert_noise, seed: see `upcycle_state_dict`; for dense weights in a sparse model only.
 
     Raises:
@@ -85,7 +86,7 @@ def load_backbone(model: nn.Module, path: str | Path, *, expert_noise: float = 0
 
 def _read_foreign(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     if config.vit is not None:
-        return read_dinov2(path, config.vit)
+        return read_vit(path, config.vit)
     assert config.resnet is not None, "ModelConfig has one of the two"
     return read_resnet(path, config.resnet)
 

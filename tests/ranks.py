@@ -149,13 +149,13 @@ def begin(config: Any, resume: str | None = None) -> Any:
 
     from crossearth_sar.engine.distributed import start_ranks
     from crossearth_sar.engine.executors.choose import executor_name
-    from crossearth_sar.engine.segmentation_run import segmentation_run
+    from crossearth_sar.engine.make_run import make_run
 
     while _begun:
         _begun.pop().close()
     ranks = start_ranks(deepspeed=executor_name(config) == "deepspeed")
     torch.set_num_threads(1)
-    run = segmentation_run(config, ranks)
+    run = make_run(config, ranks)
     _begun.append(run)
     run.start(resume)
     return run
@@ -243,7 +243,7 @@ def _deep_update(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any
 def _imported_context() -> Any:
     """Processes that are forked from one that has imported all they need: seconds per rank are saved."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["deepspeed", "crossearth_sar.engine.segmentation_run"])
+    context.set_forkserver_preload(["deepspeed", "crossearth_sar.engine.make_run"])
     before = dict(os.environ)
     os.environ.update(CPU_ONLY)
     try:

@@ -181,11 +181,11 @@ def test_all_wrong_keys_come_in_one_message(tmp_path: Path) -> None:
     state = official_state(32, 4)
     del state["blocks.1.norm2.bias"], state["patch_embed.proj.weight"], state["pos_embed"]
     state["norm.weight"] = torch.zeros(31)
-    state["head.weight"] = torch.zeros(10, 32)
+    state["neck.weight"] = torch.zeros(10, 32)
     with pytest.raises(InputError) as caught:
         tiny(weights=write(state, tmp_path))
     message = str(caught.value)
-    assert "1 unknown: head.weight" in message
+    assert "1 unknown: neck.weight" in message
     for key in ("blocks.1.norm2.bias", "patch_embed.proj.weight", "pos_embed"):
         assert key in message
     assert "3 missing" in message

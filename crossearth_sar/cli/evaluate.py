@@ -1,6 +1,7 @@
 """Scores of a model on the 22 benchmarks, beside the paper's; of any models on images of your own.
 
     crossearth-sar evaluate --list                                  the rows, and where their data belong
+    crossearth-sar evaluate --published                             the DI3CL paper's scores
     crossearth-sar evaluate --data-root /data --benchmark N2S K2C --model runs/finetune-{benchmark}/model
     crossearth-sar evaluate --data-root /data --all --model runs/finetune-{benchmark}/model
     crossearth-sar evaluate --data-root /data --all --adapter mypackage.mymodel:build --name mymodel
@@ -43,6 +44,7 @@ from crossearth_sar.data.datasets.published import all_datasets
 from crossearth_sar.data.domain import Domain
 from crossearth_sar.device import checked_device
 from crossearth_sar.errors import InputError
+from crossearth_sar.evaluation.di3cl_results import published_lines
 from crossearth_sar.evaluation.figures import expert_domain_figure, expert_share_figure, prediction_figure
 from crossearth_sar.evaluation.figures.radar import radar_figure
 from crossearth_sar.evaluation.protocol import (
@@ -74,6 +76,7 @@ RADAR_REFERENCES = ("DINOv2", "CrossEarth-SAR-L")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="print the 22 rows and end")
+    parser.add_argument("--published", action="store_true", help="print the DI3CL paper's scores and end")
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--benchmark", nargs="+", metavar="KEY", help="rows to run, by their names")
     rows.add_argument("--all", action="store_true", help="all rows whose target data are there")
@@ -139,6 +142,9 @@ def print_rows() -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         print_rows()
+        return 0
+    if arguments.published:
+        print("\n".join(published_lines()))
         return 0
     if arguments.config:
         if not arguments.model:

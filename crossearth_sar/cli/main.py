@@ -22,6 +22,7 @@ COMMANDS = {
     "info": "what is installed, which backend each part uses, and why",
     "plan": "memory per rank, and which layout of ranks fits",
     "train": "pre-train (CPT): all parameters, in one process or under DeepSpeed",
+    "selfsup": "pre-train a backbone on images without labels (DI3CL)",
     "finetune": "train a head, an adapter or all of a model on labelled images",
     "evaluate": "score a model on the 22 benchmarks, or models on images of your own",
     "predict": "class maps of images and whole scenes",

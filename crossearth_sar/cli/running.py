@@ -18,11 +18,12 @@ from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks, first_error, start_ranks, wait_for_all
 from crossearth_sar.engine.executors.choose import executor_name
 from crossearth_sar.engine.failures import Reason, explain, meet_peers, remove_old_words
+from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.engine.nonfinite import NonFiniteError
 from crossearth_sar.engine.resume import go_on_words
 from crossearth_sar.engine.run import Run
-from crossearth_sar.engine.segmentation_run import segmentation_run
 from crossearth_sar.errors import InputError
+from crossearth_sar.selfsup.collapse import CollapseError
 
 T = TypeVar("T")
 
@@ -49,14 +50,14 @@ def carry_out(config: RunConfig, resume: str | None) -> int:
         remove_old_words(output)
     peers = meet_peers()
     try:
-        run = build_together(lambda: segmentation_run(config, ranks), ranks)
+        run = build_together(lambda: make_run(config, ranks), ranks)
         started.append(run)
         build_together(lambda: run.start(resume), ranks)
         run.say(describe(run))
         run.executor.leave_record(output)
         if run.fit():
             run.finish()
-    except (NonFiniteError, SaveError) as error:  # the same on all ranks
+    except (NonFiniteError, SaveError, CollapseError) as error:  # the same on all ranks
         run.say(f"\nerror: {error}\n")
         return 1
     except Exception as error:  # whatever it is, this rank shall not leave the others waiting
@@ -112,7 +113,8 @@ def describe(run: Run) -> str:
         f"ranks: {ranks.size} ({where}); {run.executor.words()}, torch {torch.__version__}",
     ]
     if ranks.size == 1 and run.executor.name == "deepspeed":
-        lines.append("one rank: for more, run deepspeed --num_accelerators N train/cpt.py")
+        script = "cpt" if run.config.selfsup is None else "di3cl"
+        lines.append(f"one rank: for more, run deepspeed --num_accelerators N train/{script}.py")
     return "\n".join(lines)
 
 

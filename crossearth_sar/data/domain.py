@@ -121,10 +121,15 @@ class TraceableDataset(SegmentationDataset, Protocol):
 
 
 class Mixture:
-    """Domains one after the other; a sample carries the statistics of the domain that it is of."""
+    """Domains one after the other; a sample carries the statistics of the domain that it is of.
 
-    def __init__(self, parts: Sequence[Domain]) -> None:
-        require_same_classes(parts)
+    Args:
+        parts: of the same classes, if there are `labels` to be used.
+    """
+
+    def __init__(self, parts: Sequence[Domain], *, labels: bool = True) -> None:
+        if labels:
+            require_same_classes(parts)
         self.parts, self.classes = parts, parts[0].classes
         self._ends = list(itertools.accumulate(len(part) for part in parts))
 
@@ -240,8 +245,14 @@ class Domain:
         return self.dataset.notes if isinstance(self.dataset, OfficialDataset) else []
 
 
-def open_domain(config: DomainConfig, root: str = "", pixel_m: float | None = None) -> Domain:
+def open_domain(
+    config: DomainConfig, root: str = "", pixel_m: float | None = None, *, labels: bool = True
+) -> Domain:
     """Opens and checks the domain; relative folders are taken below `root`, `pixel_m` is as in `Domain`.
+
+    Args:
+        labels: False leaves the labels of folders and published datasets alone, which need not be there
+            then, and a mixture may be of domains of any classes.
 
     Raises:
         InputError: for anything wrong with the files that can be known early.
@@ -250,15 +261,17 @@ def open_domain(config: DomainConfig, root: str = "", pixel_m: float | None = No
         return Domain(config, SimulatedScenes(config.simulated), pixel_m)
     if config.folder is not None:
         folder = replace(config.folder, root=str(Path(root) / config.folder.root))
+        folder = folder if labels else folder.without_labels()
         return Domain(config, FolderScenes(folder), pixel_m)
     if config.official is not None:
-        return Domain(config, open_official(config.official, root), pixel_m)
+        return Domain(config, open_official(config.official, root, labels=labels), pixel_m)
     _require_present(config, root)
-    return Domain(config, Mixture([open_domain(part, root, pixel_m) for part in config.mixture]), pixel_m)
+    parts = [open_domain(part, root, pixel_m, labels=labels) for part in config.mixture]
+    return Domain(config, Mixture(parts, labels=labels), pixel_m)
 
 
-def open_official(config: OfficialConfig, root: str | Path) -> OfficialDataset:
-    """The published dataset's domain below the data root `root`.
+def open_official(config: OfficialConfig, root: str | Path, *, labels: bool = True) -> OfficialDataset:
+    """The published dataset's domain below the data root `root`; `labels` as in `open_domain`.
 
     Raises:
         InputError: as OfficialDataset; a missing dataset says where to get it and how it must lie.
@@ -267,6 +280,8 @@ def open_official(config: OfficialConfig, root: str | Path) -> OfficialDataset:
     task = named_task(config.task) if config.task is not None else None
     if task is not None and spec.labels is None and spec.classes == task.classes.names:
         task = None  # a teacher's labels are of the task's classes already
+    if not labels:
+        spec, task = replace(spec, labels=None), None
     return OfficialDataset(
         spec,
         root,
@@ -275,7 +290,7 @@ def open_official(config: OfficialConfig, root: str | Path) -> OfficialDataset:
         task=task,
         splits=None if config.splits is None else root / config.splits,
         seed=config.split_seed,
-        pseudo_labels=None if config.pseudo_labels is None else root / config.pseudo_labels,
+        pseudo_labels=root / config.pseudo_labels if config.pseudo_labels and labels else None,
     )
 
 

@@ -57,13 +57,16 @@ class SegmentationDataset(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTable:
-    """The classes of a task: index i of a mask is `names[i]`, drawn in `palette[i]` (RGB, 0..255)."""
+    """The classes of a task: index i of a mask is `names[i]`, drawn in `palette[i]` (RGB, 0..255).
+
+    Of images without labels there are none.
+    """
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
 
     def __post_init__(self) -> None:
-        require(len(set(self.names)) == len(self.names) > 0, "class names", self.names, "distinct names")
+        require(len(set(self.names)) == len(self.names), "class names", self.names, "distinct names")
         require(len(self.names) < IGNORE_INDEX, "number of classes", len(self.names), "fewer than 255")
         require(len(self.palette) == len(self.names), "palette", self.palette, "one colour per class")
 

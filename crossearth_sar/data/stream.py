@@ -5,21 +5,31 @@ So a run resumes by counting on, whatever the number of workers, and ranks share
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from crossearth_sar.data.sample import Sample, SegmentationDataset
-from crossearth_sar.data.transforms import TrainTransform
-from crossearth_sar.data.views import view_of
+from crossearth_sar.data.views import View, view_of
+
+T = TypeVar("T")
 
 
-class TrainStream(Dataset[Sample]):
-    """Draw n: epoch n // len, position n % len of that epoch's permutation, transformed with n's own seed."""
+class TrainStream(Dataset[T], Generic[T]):
+    """Draw n: epoch n // len, position n % len of that epoch's permutation, transformed with n's own seed.
 
-    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform, seed: int) -> None:
+    Args:
+        transform: of a sample, or of a view of a large one, and a generator on the CPU.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        transform: Callable[[Sample | View, torch.Generator], T],
+        seed: int,
+    ) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
@@ -31,7 +41,7 @@ class TrainStream(Dataset[Sample]):
             self._epoch, self._order = epoch, torch.randperm(len(self.dataset), generator=generator)
         return int(self._order[position])
 
-    def __getitem__(self, draw: int) -> Sample:
+    def __getitem__(self, draw: int) -> T:
         generator = torch.Generator().manual_seed(_mixed(self.seed, 2, draw))
         index = self.index_of(draw)
         view = view_of(self.dataset, index)

@@ -85,7 +85,7 @@ def save_checkpoint(
                     "format": FORMAT,
                     **state,
                     "adam_step": executor.state().adam_step,
-                    "moments": list(MOMENTS),
+                    "moments": list(executor.state().moments),
                     **executor.facts(),
                     "frozen": frozen,
                     "sha256": checksums,
@@ -195,7 +195,7 @@ def _write_tensors(
         if ranks.is_main:
             weights[name] = value.cpu()
     for name in optimizer.names:
-        for moment in MOMENTS:
+        for moment in optimizer.moments:
             value = optimizer.gather(name, moment)
             if owner_of[name] == ranks.rank:
                 own_moments[f"{moment}/{name}"] = value.cpu()
@@ -238,7 +238,16 @@ def _read_tensors(checkpoint: Path, executor: Executor, state: dict[str, Any]) -
 
 
 def _check_fits(checkpoint: Path, executor: Executor, frozen: set[str], state: dict[str, Any]) -> None:
-    """InputError unless names and shapes on disk are those of this run's network but for what is frozen."""
+    """InputError unless names and shapes on disk are those of this run's network but for what is frozen, and
+    moments those of its optimizer."""
+    theirs, own = state.get("moments", MOMENTS["adamw"]), executor.state().moments
+    if tuple(theirs) != own:
+        raise InputError(
+            f"checkpoint {checkpoint} is of another optimizer",
+            got=", ".join(theirs),
+            expected=", ".join(own),
+            fix="resume with the optim.kind that the run began with",
+        )
     wanted = {name: shape for name, shape in executor.full_shapes().items() if name not in frozen}
     with safe_open(checkpoint / weights_file(state), framework="pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

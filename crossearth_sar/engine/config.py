@@ -15,11 +15,13 @@ from crossearth_sar.data.domain import DomainConfig
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.data.transforms import AugmentConfig
 from crossearth_sar.descriptors.named import SCALE_FREE_DESCRIPTORS
+from crossearth_sar.engine.selfsup_config import ProbeAtEnd, SelfSupConfig
 from crossearth_sar.errors import InputError
 from crossearth_sar.peft import EarthAdapterConfig
 from crossearth_sar.presets import ModelConfig
+from crossearth_sar.selfsup.config import DI3CLConfig
 
-DOMAINS = ("train", "validation", "unseen")
+DOMAINS = ("train", "validation", "unseen", "probe")
 """Keys that belong together: a config that names one of them names its data."""
 
 Mode = Literal["full", "frozen", "earth_adapter"]
@@ -27,8 +29,10 @@ Mode = Literal["full", "frozen", "earth_adapter"]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and polynomial decay (METHOD sec. 4)."""
+    """AdamW or SGD, with linear warm-up and decay (METHOD sec. 4)."""
 
+    kind: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with `momentum`."""
     lr: float = 3e-5
     """Learning rate after warm-up."""
     weight_decay: float = 0.05
@@ -37,10 +41,14 @@ class OptimConfig:
     """Decay of the mean gradient."""
     beta2: float = 0.999
     """Decay of the mean squared gradient."""
+    momentum: float = 0.9
+    """Of sgd: share of the last step that is taken again."""
     warmup_steps: int = 100
     """Steps from 0 to lr."""
+    decay: Literal["polynomial", "cosine"] = "polynomial"
+    """After the warm-up: lr * (1 - progress) ** decay_power, or half a cosine from lr to 0."""
     decay_power: float = 0.9
-    """lr * (1 - progress) ** decay_power after the warm-up."""
+    """Of the polynomial."""
     clip_norm: float = 1.0
     """Of the global gradient norm; 0 for none."""
 
@@ -48,6 +56,7 @@ class OptimConfig:
         require(self.lr > 0, "optim.lr", self.lr, "above 0")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "in [0, 1)")
+        require(0 < self.momentum < 1, "optim.momentum", self.momentum, "in (0, 1)")
         for name in ("weight_decay", "warmup_steps", "clip_norm"):
             require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
 
@@ -86,6 +95,8 @@ class RunConfig:
 
     output: str = "runs/train"
     """Folder for logs, checkpoints, pictures, metrics and the model."""
+    selfsup: SelfSupConfig | None = None
+    """Self-supervised pre-training of a backbone on images without labels; null: segmentation."""
     preset: str = "crossearth_sar_tiny"
     """Of the model: crossearth_sar_tiny, _s, _b or _l."""
     model: dict[str, Any] = settings_of(ModelConfig)
@@ -104,6 +115,8 @@ class RunConfig:
     """Images of it held out; null takes a share of train."""
     unseen: tuple[DomainConfig, ...] = ()
     """Domains never trained on, scored at the end."""
+    probe: ProbeAtEnd | None = None
+    """Of a self-supervised run: what its features are tried on at the end; null: nothing."""
     data_root: str = ""
     """What relative folder roots of the domains start from."""
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
@@ -119,7 +132,7 @@ class RunConfig:
     accumulation: int = 1
     """Forward passes per step and rank."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
     executor: Literal["auto", "deepspeed", "local"] = "auto"
     """Who steps: DeepSpeed, or a light one over Accelerate; auto is DeepSpeed where it is installed."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -161,6 +174,8 @@ class RunConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.patience is None or self.patience >= 1, "patience", self.patience, "at least 1, or null")
         domains = [self.train, self.validation, *self.unseen]
+        if self.probe is not None:
+            domains.append(self.probe.labelled)
         names = [domain.name for domain in domains if domain is not None]
         require(len(set(names)) == len(names), "domain names", names, "distinct names")
         if self.cache_features and (self.mode != "frozen" or self.augment is not None):
@@ -195,6 +210,47 @@ def simulated_run() -> RunConfig:
         train=DomainConfig(name="sensors", simulated=wide, normalize="image"),
         validation=DomainConfig(name="sensors-heldout", simulated=held_out, normalize="image"),
         unseen=(DomainConfig(name="unseen", simulated=fine, normalize="image"),),
+    )
+
+
+def selfsup_run() -> RunConfig:
+    """The default of self-supervised pre-training: the dense tiny model, three simulated sensors, a probe.
+
+    Learnt from scenes of three sensors without their labels; the probe learns from labelled scenes of one of
+    them, and is scored on others of it and on a sensor that nothing was trained on.
+    """
+    scenes = SimulatorConfig(length=200, image_size=128, seed=11)
+    sensors = {
+        "C-HH": replace(scenes, band="C", polarization="HH", looks=4),
+        "X-VV": replace(scenes, band="X", polarization="VV", looks=2, seed=12),
+        "L-HV": replace(scenes, band="L", polarization="HV", looks=4, seed=13),
+    }
+    labelled = replace(sensors["C-HH"], length=64, seed=21)
+    unseen = replace(scenes, length=32, seed=23, region="arid_south", band="S", polarization="VV", looks=2)
+    return RunConfig(
+        output="runs/di3cl",
+        model={"moe": None, "crop_size": 96, "crop_stride": 64},
+        selfsup=SelfSupConfig(
+            method=DI3CLConfig(
+                queue_length=512,
+                momentum=0.99,
+                momentum_rises=True,
+                head_norm="batch",
+                hidden_dim=256,
+                output_dim=64,
+            ),
+        ),
+        probe=ProbeAtEnd(labelled=DomainConfig(name="C-HH-labelled", simulated=labelled)),
+        optim=OptimConfig(lr=1e-3, warmup_steps=30, decay="cosine"),
+        steps=300,
+        batch_size=16,
+        save_every=100,
+        train=DomainConfig(
+            name="three-sensors",
+            mixture=tuple(DomainConfig(name=name, simulated=one) for name, one in sensors.items()),
+        ),
+        validation=DomainConfig(name="C-HH-held-out", simulated=replace(sensors["C-HH"], length=32, seed=22)),
+        unseen=(DomainConfig(name="S-VV-unseen", simulated=unseen),),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from crossearth_sar.config import from_mapping
 from crossearth_sar.engine.checkpoint import fingerprint, load_weights
@@ -28,6 +29,7 @@ from crossearth_sar.engine.resume import best_of
 from crossearth_sar.errors import InputError
 from crossearth_sar.input_contract import checked_contract
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model, save_model
+from crossearth_sar.selfsup.di3cl import ENCODER_PREFIX
 
 
 def find(path: Path, *, best: bool) -> Path:
@@ -59,18 +61,35 @@ def export(checkpoint: Path, out: Path, *, dtype: torch.dtype = torch.float32) -
             no longer where the run took them.
     """
     state = read_state(checkpoint)
-    for name in (weights_file(state), CONFIG_FILE):
+    selfsup = state["run"].get("selfsup") is not None
+    for name in (weights_file(state), *([] if selfsup else [CONFIG_FILE])):
         check_intact(checkpoint, name, state)
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if (out / name).exists():
             raise InputError(
                 f"{out} holds a model already", got=name, fix="give another folder, or remove it"
             )
-    model = _with_frozen(checkpoint, state) if state.get("frozen") else load_model(checkpoint)
+    model = _whole(checkpoint, state)
     parameters = {name for name, _ in model.named_parameters()}
     weights = {n: v.to(dtype) if n in parameters else v for n, v in model.state_dict().items()}
     save_model(model, out, weights=weights)
     return state
+
+
+def _whole(checkpoint: Path, state: dict[str, Any]) -> CrossEarthSAR:
+    if state["run"].get("selfsup") is not None:
+        return _backbone(checkpoint, state)
+    return _with_frozen(checkpoint, state) if state.get("frozen") else load_model(checkpoint)
+
+
+def _backbone(checkpoint: Path, state: dict[str, Any]) -> CrossEarthSAR:
+    """The query network's encoder of a self-supervised run."""
+    model = CrossEarthSAR(run_model_config(from_mapping(RunConfig, state["run"]), num_classes=1))
+    weights = load_file(checkpoint / weights_file(state))
+    model.load_state_dict(
+        {k.removeprefix(ENCODER_PREFIX): v for k, v in weights.items() if k.startswith(ENCODER_PREFIX)}
+    )
+    return model
 
 
 def _with_frozen(checkpoint: Path, state: dict[str, Any]) -> CrossEarthSAR:

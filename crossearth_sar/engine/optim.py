@@ -1,7 +1,8 @@
-"""Parameter groups, AdamW and the learning-rate schedule."""
+"""Parameter groups, AdamW or SGD, and the learning-rate schedule."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,8 +13,27 @@ from crossearth_sar.engine.config import OptimConfig
 from crossearth_sar.moe.experts import ExpertParameters
 from crossearth_sar.vit.block import LayerScale
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each parameter."""
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+"""What each optimizer keeps of a parameter, besides the number of steps."""
+
+
+class CountingSGD(torch.optim.SGD):
+    """SGD with momentum that counts the steps behind each buffer, as AdamW does and checkpoints want."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = self.state[parameter]
+                    state["step"] = state.get("step", torch.zeros(())) + 1
+        return loss
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """The moments that it keeps, see MOMENTS."""
+    return MOMENTS["sgd" if isinstance(optimizer, torch.optim.SGD) else "adamw"]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -43,17 +63,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return list(groups.values())
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW at learning rate 0; `learning_rate` says what to set before each step."""
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD at learning rate 0; `learning_rate` says what to set before each step."""
     groups = parameter_groups(model, config.weight_decay)
+    if config.kind == "sgd":
+        return CountingSGD(groups, lr=0.0, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2))
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """The rate of optimizer step `step` (from 0) of `steps`: linear warm-up, then polynomial decay to 0."""
+    """The rate of optimizer step `step` (from 0) of `steps`: linear warm-up, then decay to 0."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+    if config.decay == "cosine":
+        return config.lr * (1 + math.cos(math.pi * progress)) / 2
     return config.lr * (1 - progress) ** config.decay_power
 
 

@@ -139,7 +139,7 @@ class Run:
             self.say(f"the best validation was at step {of_step}: its model is the result")
             load_weights(self.checkpoints / step_name(of_step), model)
         if self.ranks.is_main:
-            self.objective.save_model(model, self.output / "model", model.state_dict())
+            self.objective.save_result(model, self.output / "model")
         finished = Finished(self.output, self.step, of_step, self.executor.facts(), self.say)
         return self.objective.report(finished, model)
 

@@ -4,7 +4,7 @@ Pixels of an image err together, so an interval over pixels would be far too nar
 was photographed as one: tiles of one image belong together and are handed in as one matrix. What this is not:
 an interval over trainings, or over sensors.
 
-N images, C classes, R draws.
+S trainings, N images, C classes, R draws.
 """
 
 from __future__ import annotations
@@ -46,6 +46,26 @@ def difference_interval(
     if len(counts_NCC) < 2:
         return None
     return _ends(_drawn_miou(counts_NCC, draws, seed) - _drawn_miou(others_NCC, draws, seed))
+
+
+def seeds_interval(
+    counts_SNCC: NDArray[np.int64],
+    others_SNCC: NDArray[np.int64] | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Interval | None:
+    """Of the mean mIoU of S trainings on the same N images, which are drawn together; None as above.
+
+    Args:
+        others_SNCC: of as many trainings of another model, whose mean is taken off.
+    """
+    if counts_SNCC.shape[1] < 2:
+        return None
+    values = np.mean([_drawn_miou(counts, draws, seed) for counts in counts_SNCC], axis=0)
+    if others_SNCC is not None:
+        values = values - np.mean([_drawn_miou(counts, draws, seed) for counts in others_SNCC], axis=0)
+    return _ends(values)
 
 
 def _drawn_miou(counts_NCC: NDArray[np.int64], draws: int, seed: int) -> Floats:

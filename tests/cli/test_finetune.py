@@ -26,7 +26,7 @@ from crossearth_sar.engine.export import export
 from crossearth_sar.engine.nonfinite import NonFiniteError
 from crossearth_sar.engine.objectives.base import Losses, split_into_parts
 from crossearth_sar.engine.run import Run
-from crossearth_sar.engine.segmentation_run import segmentation_run
+from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.evaluation.protocol import ProtocolConfig, training_domains
 from crossearth_sar.evaluation.registry import benchmark
 
@@ -74,7 +74,7 @@ def settings(output: Path, **changes: Any) -> RunConfig:
 
 
 def opened(config: RunConfig) -> Run:
-    return segmentation_run(config, Ranks(0, 1, torch.device("cpu")))
+    return make_run(config, Ranks(0, 1, torch.device("cpu")))
 
 
 def tuner(output: Path, resume: str | None = None, **changes: Any) -> Run:

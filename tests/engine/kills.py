@@ -27,7 +27,7 @@ from ranks import begin, micro_run
 from crossearth_sar.engine import (
     checkpoint,
     checkpoint_files,
-    segmentation_run,  # noqa: F401 - imported once for all runs
+    make_run,  # noqa: F401 - imported once for all runs
 )
 from crossearth_sar.engine.log import read_csv
 

@@ -19,6 +19,7 @@ from crossearth_sar.data.domain import DomainConfig
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.engine.config import OptimConfig, RunConfig, simulated_run
 from crossearth_sar.engine.distributed import Ranks
+from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.engine.planning.layout import (
     check_machine,
     deepspeed_config,
@@ -26,12 +27,11 @@ from crossearth_sar.engine.planning.layout import (
     run_model_config,
 )
 from crossearth_sar.engine.run import Run
-from crossearth_sar.engine.segmentation_run import segmentation_run
 from crossearth_sar.errors import InputError
 
 
 def built(config: RunConfig, ranks: int = 1) -> Run:
-    return segmentation_run(config, Ranks(0, ranks, torch.device("cpu")))
+    return make_run(config, Ranks(0, ranks, torch.device("cpu")))
 
 
 def trainer(tmp_path: Path, ranks: int = 1, **changes: Any) -> Run:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from crossearth_sar.engine.config import OptimConfig
-from crossearth_sar.engine.optim import learning_rate, make_optimizer, parameter_groups
+from crossearth_sar.engine.optim import learning_rate, make_optimizer, moments_of, parameter_groups
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import CrossEarthSAR, build_model
 
@@ -116,6 +116,37 @@ def test_the_optimizer_starts_at_rate_zero(model: CrossEarthSAR) -> None:
     for group in optimizer.param_groups:
         assert (group["lr"], group["betas"]) == (0.0, (0.8, 0.95))
     assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.3]
+
+
+def test_sgd_is_torchs_and_counts_its_steps() -> None:
+    own, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(own.state_dict())
+    optimizer = make_optimizer(own, OptimConfig(kind="sgd", momentum=0.8, weight_decay=0.0))
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.8)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    for _ in range(3):
+        for model, stepped in ((own, optimizer), (theirs, reference)):
+            stepped.zero_grad()
+            model(torch.ones(4, 3)).square().sum().backward()
+            stepped.step()
+    for one, other in zip(own.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+    assert moments_of(optimizer) == ("momentum_buffer",)
+
+
+def test_no_decay_on_batch_norm() -> None:
+    groups = parameter_groups(nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2)), 0.1)
+    assert {group["name"]: len(group["params"]) for group in groups} == {"decay": 1, "no_decay": 2}
+
+
+def test_the_cosine_falls_from_the_rate_to_nothing() -> None:
+    config = OptimConfig(lr=2.0, warmup_steps=0, decay="cosine")
+    assert [learning_rate(config, step, 4) for step in range(5)] == pytest.approx(
+        [2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0]
+    )
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(10, 100), (0, 5), (1, 2), (0, 1), (99, 100)])

@@ -14,8 +14,8 @@ from torch import Tensor
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks
 from crossearth_sar.engine.executors.deepspeed.optimizer_state import gather_weights
+from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.engine.run import Run
-from crossearth_sar.engine.segmentation_run import segmentation_run
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import build_model, load_model, save_model
 from crossearth_sar.moe import upcycle_state_dict
@@ -81,4 +81,4 @@ def test_a_wrong_path_is_found_before_data_are_opened(
         lambda *_: pytest.fail("data were opened"),
     )
     with pytest.raises(InputError, match=rf"weights (at )?{weights}"):
-        segmentation_run(config, Ranks(0, 1, torch.device("cpu")))
+        make_run(config, Ranks(0, 1, torch.device("cpu")))

@@ -16,7 +16,7 @@ from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.data.domain import DomainConfig
 from crossearth_sar.engine.config import RunConfig, finetuning_settings
 from crossearth_sar.engine.distributed import Ranks
-from crossearth_sar.engine.segmentation_run import segmentation_run
+from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.errors import InputError
 
 
@@ -68,7 +68,7 @@ def test_data_that_cannot_teach_or_test_are_refused_before_the_first_step(tmp_pa
     finetune = replace(finetuning_settings(), mode="full", **same)
 
     def build(run: RunConfig) -> None:
-        segmentation_run(run, Ranks(0, 1, torch.device("cpu")))
+        make_run(run, Ranks(0, 1, torch.device("cpu")))
 
     for config in (taught, finetune):
         build(config)

@@ -24,6 +24,7 @@ from bench.experiments.real.shipped_start import started_from_shipped
 from bench.experiments.real.unet import PeerConfig, SmallUNet
 from crossearth_sar.config import layered, parse_overrides
 from crossearth_sar.data.domain import Domain, DomainConfig, open_domain
+from crossearth_sar.data.sample import Sample
 from crossearth_sar.data.simulator.scenes import SimulatorConfig
 from crossearth_sar.data.stream import TrainStream, join_samples
 from crossearth_sar.data.transforms import AugmentConfig, TrainTransform
@@ -114,7 +115,7 @@ def trained(
     return found
 
 
-def stream_of(domain: Domain, source: Source, seed: int) -> TrainStream:
+def stream_of(domain: Domain, source: Source, seed: int) -> TrainStream[Sample]:
     """The samples of a run, the same for every contender."""
     transform = TrainTransform(replace(source.augment, crop_size=CROP), source.pixel_m)
     if source.images is None:
@@ -136,7 +137,12 @@ def drawn(length: int, images: int, seed: int) -> list[int]:
 
 
 def spend(
-    model: Contender, stream: TrainStream, seconds: float, points: list[float], folder: Path, peak: float
+    model: Contender,
+    stream: TrainStream[Sample],
+    seconds: float,
+    points: list[float],
+    folder: Path,
+    peak: float,
 ) -> None:
     """Trains for `seconds` and leaves the weights of each point, and log.json, in `folder`.
 

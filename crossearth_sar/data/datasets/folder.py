@@ -6,18 +6,16 @@ What this is not: a reader of pixels; that is `folder_scenes.py`.
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from crossearth_sar.config import require
+from crossearth_sar.data.datasets.folder_split import FolderPart, keep_part
 from crossearth_sar.data.datasets.places import what_is_at
 from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.files.amplitude import ValueKind
@@ -35,8 +33,6 @@ from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.ground_scale import MAX_PIXEL_M, require_pixel_m
 from crossearth_sar.network_input import MAX_BANDS
 
-FolderPart = Literal["all", "train", "test"]
-
 _SHOWN_PROBLEMS = 5
 
 
@@ -53,8 +49,8 @@ class FolderConfig:
     """The folder that every other path starts from."""
     values: ValueKind
     """What the numbers are: amplitude, intensity, db, complex, or complex_bands: I and Q as two bands."""
-    classes: tuple[str, ...]
-    """Names of the classes, in the order of their indices."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of their indices; none for images without labels."""
     images: str | None = None
     """Pattern of the images below root: images/*.tif, *_{vv,vh}.tif for images of two files, *.SAFE."""
     labels: str | None = None
@@ -131,8 +127,32 @@ class FolderConfig:
             self.bands,
             f"at least one band and at most {MAX_BANDS}, of complex_bands twice as many, or null",
         )
+        require(
+            bool(self.classes) or not self.has_labels,
+            "classes",
+            self.classes,
+            "names, or labels: null (beside index label_column: null) for images without labels",
+        )
         class_table(self.classes, self.palette)
         label_table(self.classes, self.label_values, self.label_palette, self.label_tolerance)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether images may have labels."""
+        return self.labels is not None or (self.index is not None and self.label_column is not None)
+
+    def without_labels(self) -> FolderConfig:
+        """The same images; their labels are neither looked for nor read."""
+        return replace(
+            self,
+            classes=(),
+            labels=None,
+            label_column=None,
+            label_values={},
+            label_palette={},
+            label_tolerance=0,
+            palette=None,
+        )
 
     @property
     def band_step(self) -> int:
@@ -178,7 +198,8 @@ def find_scenes(config: FolderConfig) -> list[Scene]:
             fix="correct root, or fetch the dataset",
         )
     pairs = _from_patterns(root, config) if config.index is None else _from_index(root, config)
-    pairs = _keep_part(_keep_names(pairs, config), root, config)
+    pairs = _keep_names(pairs, config)
+    pairs = keep_part(pairs, root, config.part, config.test_share, config.split_seed)
     missing = [
         InputError(f"{what} {path} does not exist", got=what_is_at(path))
         for image, label in pairs
@@ -332,37 +353,6 @@ def _keep_names(
             expected="at least one image kept",
         )
     return kept
-
-
-def _keep_part(
-    pairs: list[tuple[Path, Path | None]], root: Path, config: FolderConfig
-) -> list[tuple[Path, Path | None]]:
-    """The pairs on the config's side of the split.
-
-    An image is drawn by a hash of its path below root and the seed: files that come or go move no other, and
-    all labels and tiles of one image fall on one side. Only where a side would be empty does the image that
-    is nearest to it change over.
-    """
-    if config.part == "all":
-        return pairs
-    drawn = {image: _draw(image, root, config.split_seed) for image, _ in pairs}
-    if len(drawn) < 2:
-        raise InputError(
-            f"one image cannot be split, and part: {config.part} asks for it",
-            got=f"{pairs[0][0]} alone",
-            expected="two images or more",
-            fix="add images, cut this one into several files, or validate on another folder",
-        )
-    least, *_, greatest = sorted(drawn.values())
-    bound = min(max(config.test_share, math.nextafter(least, 1)), greatest)
-    return [pair for pair in pairs if (drawn[pair[0]] < bound) == (config.part == "test")]
-
-
-def _draw(image: Path, root: Path, seed: int) -> float:
-    """A number from 0 to 1, the same wherever the folder lies and whatever library draws random numbers."""
-    name = Path(os.path.relpath(image, root)).as_posix()
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / (1 << 48)
 
 
 def _require_patterns(images: str, labels: str | None) -> None:

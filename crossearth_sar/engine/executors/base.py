@@ -29,6 +29,8 @@ class TrainedState(Protocol):
 
     names: list[str]
     """Of the parameters that train."""
+    moments: tuple[str, ...]
+    """What the optimizer keeps of each."""
 
     @property
     def adam_step(self) -> int:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks, any_rank
 from crossearth_sar.engine.executors.base import Outcome
-from crossearth_sar.engine.optim import MOMENTS, make_optimizer
+from crossearth_sar.engine.optim import make_optimizer, moments_of
 from crossearth_sar.engine.planning.layout import check_local, micro_batch_of, wants_bf16
+from crossearth_sar.engine.planning.selfsup_rules import check_selfsup
 
 
 class LocalExecutor:
@@ -35,6 +36,7 @@ class LocalExecutor:
 
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
         check_local(config)
+        check_selfsup(config)
         self.config, self.ranks = config, ranks
         self.micro_batch = micro_batch_of(config, ranks.size)
         self.use_bf16 = wants_bf16(config, on_gpu=ranks.device.type == "cuda")
@@ -115,12 +117,12 @@ class LocalExecutor:
 
 
 class LocalState:
-    """Masters and moments of a plain AdamW, every rank having all of them."""
+    """Masters and moments of a plain optimizer, every rank having all of them."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._optimizer = optimizer
-        self.names = list(self._parameters)
+        self.names, self.moments = list(self._parameters), moments_of(optimizer)
 
     @property
     def adam_step(self) -> int:
@@ -146,4 +148,4 @@ class LocalState:
         for parameter in self._parameters.values():
             state = self._optimizer.state[parameter]
             state["step"] = torch.tensor(float(adam_step))
-            state.update({moment: torch.zeros_like(parameter) for moment in MOMENTS})
+            state.update({moment: torch.zeros_like(parameter) for moment in self.moments})

@@ -141,6 +141,10 @@ class Objective:
         save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS_FILE)
         return [WEIGHTS_FILE]
 
+    def save_result(self, model: nn.Module, folder: Path) -> None:
+        """Writes what a finished run is for, the best network or the part of it that is used."""
+        self.save_model(model, folder, model.state_dict())
+
     def write_config(self, model: nn.Module, folder: Path) -> list[str]:
         """Only what says how to build the network, where frozen weights are not copied; the files' names."""
         return []

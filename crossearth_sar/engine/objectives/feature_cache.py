@@ -27,7 +27,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, stream: TrainStream, features: Callable[[Sample], list[Tensor]], limit_gb: float
+        self, stream: TrainStream[Sample], features: Callable[[Sample], list[Tensor]], limit_gb: float
     ) -> None:
         self.stream, self.features, self.limit_gb = stream, features, limit_gb
         self._kept: dict[int, dict[str, Any]] = {}

@@ -4,13 +4,14 @@ json that follows from it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from crossearth_sar.config import merge
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import choose_ep_size
+from crossearth_sar.engine.planning.selfsup_rules import check_selfsup
 from crossearth_sar.errors import InputError
 from crossearth_sar.presets import ModelConfig, model_preset
 
@@ -44,6 +45,7 @@ def plan_layout(config: RunConfig, model: ModelConfig, *, ranks: int, on_gpu: bo
     """
     use_bf16 = wants_bf16(config, on_gpu=on_gpu)
     micro_batch = micro_batch_of(config, ranks)
+    check_selfsup(config)
     ep_size = _ep_size(config, model, ranks)
     _check_zero(config, use_bf16)
     return Layout(ranks=ranks, ep_size=ep_size, micro_batch=micro_batch, use_bf16=use_bf16, on_gpu=on_gpu)
@@ -92,7 +94,9 @@ def run_model_config(config: RunConfig, num_classes: int) -> ModelConfig:
             expected="the same size",
             fix=f"--set augment.crop_size={model.crop_size}",
         )
-    return model
+    if config.selfsup is None:
+        return model
+    return replace(model, decoder=None)
 
 
 def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def micro_batch_of(config: RunConfig, ranks: int) -> int:
 
 def _ep_size(config: RunConfig, model: ModelConfig, ranks: int) -> int:
     parallel = config.parallel
-    if parallel.zero_stage == 3 and parallel.ep_size == "auto":
+    if parallel.ep_size == "auto" and (parallel.zero_stage == 3 or config.selfsup is not None):
         return 1
     size = choose_ep_size(parallel.ep_size, model.moe.num_experts if model.moe else 1, ranks)
     if size > 1 and parallel.zero_stage == 0:

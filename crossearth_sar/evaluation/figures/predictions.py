@@ -203,7 +203,7 @@ def _row_panels(
         )
     matrix = ConfusionMatrix(len(classes))
     matrix.update(prediction, mask)
-    panels = [_gray_db(image[band], mask), colorize(mask, classes), colorize(prediction, classes)]
+    panels = [gray_db(image[band], mask), colorize(mask, classes), colorize(prediction, classes)]
     if error_map:
         errors = np.array([RIGHT_COLOR, WRONG_COLOR], dtype=np.uint8)[(prediction != mask).long().numpy()]
         errors[(mask == IGNORE_INDEX).numpy()] = neutral_color(classes.palette)
@@ -211,7 +211,8 @@ def _row_panels(
     return panels, matrix.scores().miou
 
 
-def _gray_db(amplitude: Tensor, mask: Tensor) -> Pixels:
+def gray_db(amplitude: Tensor, mask: Tensor) -> Pixels:
+    """(H, W) linear amplitude -> (H, W, 3) uint8 grey, stretched in dB as `prediction_figure` says."""
     positive = (amplitude > 0).numpy()
     gray = np.zeros(positive.shape)
     if positive.any():

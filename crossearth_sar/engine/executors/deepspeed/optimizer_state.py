@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from crossearth_sar.engine.optim import MOMENTS
+from crossearth_sar.engine.optim import moments_of
 from crossearth_sar.moe.expert_parallel import ExpertParallelExperts, full_state_dict
 
 
@@ -49,7 +49,7 @@ class OptimizerState:
         self._inner: torch.optim.Optimizer = self._zero.optimizer if self.stage else self._zero
         self._parameters = {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
         self._experts = dict(expert_parameters(engine.module))
-        self.names = list(self._parameters)
+        self.names, self.moments = list(self._parameters), moments_of(self._inner)
         self.device = engine.device
 
     @property
@@ -104,7 +104,7 @@ class OptimizerState:
             if not state:
                 with self._in_memory(fragment):
                     state["step"] = torch.zeros((), dtype=torch.float32)
-                    state.update({moment: torch.zeros_like(fragment.flat.data) for moment in MOMENTS})
+                    state.update({moment: torch.zeros_like(fragment.flat.data) for moment in self.moments})
             state["step"].fill_(adam_step)
 
     @contextmanager

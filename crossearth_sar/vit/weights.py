@@ -1,8 +1,9 @@
-"""DINOv2 weights in the forms they come in, as state dicts of a dense `VisionTransformer`.
+"""Weights of vision transformers in the forms they come in, as state dicts of a dense `VisionTransformer`.
 
-Two forms are read: the official file (facebook's names: cls_token, blocks.0.attn.qkv.weight, …) and what
-transformers writes for its Dinov2Model. Both have patch 14 and a square position grid for 518 pixels; patch
-kernel and grid are resized to the model's. A .pth file is read with weights_only=True: tensors, no code.
+Two sets of names are read: timm's (cls_token, blocks.0.attn.qkv.weight, …), which DINOv2's official files,
+MAE's and with them SARMAE's, and torchgeo's have too; and what transformers writes for its Dinov2Model. What
+one of them has beside the encoder, or lacks, the tables here say. Patch kernel (of 1 to 3 bands) and the
+square position grid are resized to the model's.
 """
 
 from __future__ import annotations
@@ -17,14 +18,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossearth_sar.errors import InputError
-from crossearth_sar.state_files import listed, read_state_file, require_fit
+from crossearth_sar.state_files import below, for_three_channels, listed, read_state_file, require_fit
 from crossearth_sar.vit.embed import resize_position_embedding
 from crossearth_sar.vit.vit import VisionTransformer, ViTConfig
 
 OFFICIAL_HEADS = {384: 6, 768: 12, 1024: 16}
 """Width -> attention heads of ViT-S, B and L. A state dict does not hold the number of heads."""
 
-_UNUSED = "mask_token"  # of DINOv2's own training; some exports leave it out
+_UNUSED = "mask_token"  # of DINOv2's own training; others leave it out, MAE's is its decoder's
+
+ENCODERS = ("sar_encoder.", "backbone.", "encoder.", "")
+"""What stands before the encoder's names, «module.» taken off: of SARMAE's training checkpoints, of
+mmsegmentation's and Lightning's, and of files of the encoder alone. With a prefix, what does not have it is
+another part (an optical encoder, heads of a loss) and left out."""
+
+_OTHER_PARTS = (  # of timm's classifiers, and of MAE's decoder
+    "head.", "fc_norm.", "decoder_embed.", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.",
+    "decoder_pred.",
+)  # fmt: skip
 
 _EMBEDDINGS = {
     "embeddings.cls_token": "cls_token",
@@ -49,17 +60,17 @@ _OLDER_NAMES = {  # transformers' names before version 5, which are also those o
 _THEIR_CONFIG = {"model_type": "dinov2", "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
 
 
-def read_dinov2(path: str | Path, config: ViTConfig) -> dict[str, Tensor]:
-    """Reads DINOv2 weights and fits them to `config`: the state dict of a dense `VisionTransformer(config)`.
+def read_vit(path: str | Path, config: ViTConfig) -> dict[str, Tensor]:
+    """Reads weights and fits them to `config`: the state dict of a dense `VisionTransformer(config)`.
 
     Args:
-        path: an official .pth (or .pt, or the same names in .safetensors), or a folder of transformers with
-            config.json and model.safetensors.
+        path: a .pth, .pt or .safetensors file with timm's names, or a folder of transformers' Dinov2Model
+            with config.json and model.safetensors.
         config: the model's; patch kernel and position grid are resized to it, all else must have its shape.
 
     Raises:
-        InputError: the file cannot be read, is no DINOv2, or has unknown, missing or misshaped keys, all of
-            which one message lists; or the number of heads differs from that of the weights.
+        InputError: the file cannot be read, or has unknown, missing or misshaped keys, all of which one
+            message lists; or the number of heads differs from that of the weights.
     """
     path = Path(path)
     state = _read_folder(path, config) if path.is_dir() else read_state_file(path)
@@ -67,13 +78,37 @@ def read_dinov2(path: str | Path, config: ViTConfig) -> dict[str, Tensor]:
         raise _other_heads(path, OFFICIAL_HEADS[config.dim], config)
     if any(key.removeprefix("dinov2.").startswith(("embeddings.", "encoder.layer.")) for key in state):
         state = from_transformers(state)
-    fitted = fit_to_config(state, config)
+    fitted = fit_to_config(encoder_of(state, f"weights {path}"), config)
     with torch.device("meta"):
         expected = VisionTransformer(config).state_dict()
     if _UNUSED not in fitted:
         fitted[_UNUSED] = torch.zeros(expected[_UNUSED].shape)
     require_fit(fitted, expected, f"weights {path}", fix=_likely_cause(fitted, config))
     return fitted
+
+
+def encoder_of(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """The transformer among tensors of timm's names, as DINOv2 has it.
+
+    LayerScale that the weights lack is 1, kernels of 1 or 2 bands become those of 3 (`for_three_channels`).
+    A name in no table stays, for `require_fit` to list.
+
+    Raises:
+        InputError: kernels of more bands.
+    """
+    plain = {key.removeprefix("module."): value for key, value in state.items()}
+    prefix = next(p for p in ENCODERS if not p or f"{p}patch_embed.proj.weight" in plain)
+    found = {k: v for k, v in below(prefix, plain).items() if not k.startswith(_OTHER_PARTS)}
+    if found.get(_UNUSED, torch.zeros(1, 1)).ndim != 2:
+        del found[_UNUSED]
+    kernel, cls_token = found.get("patch_embed.proj.weight"), found.get("cls_token")
+    if kernel is not None and kernel.ndim == 4:
+        found["patch_embed.proj.weight"] = for_three_channels(kernel, what)
+    if cls_token is not None and not any(key.endswith(".gamma") for key in found):
+        ones = torch.ones_like(cls_token.flatten())
+        for block in {key.split(".")[1] for key in found if key.startswith("blocks.")}:
+            found |= {f"blocks.{block}.ls{number}.gamma": ones for number in (1, 2)}
+    return found
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,7 +186,7 @@ def _read_folder(folder: Path, config: ViTConfig) -> dict[str, Tensor]:
             f"{folder / 'config.json'} describes another model",
             got=other or "no model_type",
             expected=f"{_THEIR_CONFIG} and no SwiGLU",
-            fix="use DINOv2 ViT-S, B or L without registers",
+            fix="use DINOv2 ViT-S, B or L without registers; other transformers as files of timm's names",
         )
     heads = theirs.get("num_attention_heads", config.num_heads)
     if heads != config.num_heads:
@@ -161,7 +196,7 @@ def _read_folder(folder: Path, config: ViTConfig) -> dict[str, Tensor]:
 
 def _likely_cause(state: Mapping[str, Tensor], config: ViTConfig) -> str | None:
     """What a reader most likely did, from width and depth of the weights."""
-    if any(key.endswith("register_tokens") for key in state):
+    if any(key.endswith(("register_tokens", "reg_token")) for key in state):
         return "these weights have register tokens; use those without"
     cls_token = state.get("cls_token")
     blocks = {key.split(".")[1] for key in state if key.startswith("blocks.")}

@@ -10,7 +10,7 @@ from transformers import Dinov2Config, Dinov2Model
 from crossearth_sar.errors import InputError
 from crossearth_sar.state_files import LISTED_KEYS, require_fit
 from crossearth_sar.vit import VisionTransformer, ViTConfig
-from crossearth_sar.vit.dinov2_weights import fit_to_config, from_transformers
+from crossearth_sar.vit.weights import fit_to_config, from_transformers
 
 DIM, DEPTH, HEADS = 48, 4, 3
 OLDER = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
