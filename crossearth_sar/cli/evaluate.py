@@ -128,6 +128,12 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
         "named, and keep it in the model's config.json",
     )
 
+    own.add_argument(
+        "--probe",
+        action="store_true",
+        help="and probe the models' features on few labels of the file's `train`, as `crossearth-sar probe`",
+    )
+
 
 def print_rows() -> None:
     rows = all_benchmarks().values()
@@ -184,8 +190,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def take_row_defaults(arguments: argparse.Namespace) -> None:
     """What the options are where benchmarks are run; InputError for those of --config."""
-    if arguments.overrides or arguments.counts_as or arguments.calibrate is not None:
-        raise InputError("--set, --as and --calibrate are for --config", fix="name a YAML file: --config")
+    own = arguments.overrides or arguments.counts_as or arguments.probe
+    if own or arguments.calibrate is not None:
+        raise InputError(
+            "--set, --as, --calibrate and --probe are for --config", fix="name a YAML file: --config"
+        )
     if arguments.model and len(arguments.model) > 1:
         raise InputError(
             "benchmarks take one model",

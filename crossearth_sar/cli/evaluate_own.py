@@ -8,80 +8,35 @@ settings differ; files of a domain that change under their names are not noticed
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
-from crossearth_sar.cli.config_arguments import read_config
-from crossearth_sar.config import from_mapping, layered, parse_overrides, require, to_mapping
-from crossearth_sar.data.domain import Domain, DomainConfig, held_out_of, open_domain
+from crossearth_sar.cli.own_config import own_config
+from crossearth_sar.cli.parts import called, file_name, model_sha256, progress, read_part, write_part
+from crossearth_sar.cli.probing import Options, contenders, probe_all
+from crossearth_sar.config import require, to_mapping
+from crossearth_sar.data.domain import Domain, DomainConfig, open_domain
 from crossearth_sar.data.domain_labels import tell_absent_classes
 from crossearth_sar.data.sample import Sample
 from crossearth_sar.device import checked_device
-from crossearth_sar.engine.config import RunConfig, finetuning_settings
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.evaluation.calibration import store_temperature
 from crossearth_sar.evaluation.class_mapping import ClassMapping, map_classes, parse_counts_as, require_known
 from crossearth_sar.evaluation.figures import prediction_figure
 from crossearth_sar.evaluation.image_scores import ImageScores, score_images, temperature_of
 from crossearth_sar.evaluation.own_report import OwnScore, write_own_report
-from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model
+from crossearth_sar.model import CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
 from crossearth_sar.shipped import WEIGHTS, model_folder
 from crossearth_sar.spacing import evenly_spaced
 
 FORMAT = 1
 """Of the files in OUTPUT/parts: another number, and they are made anew."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnConfig:
-    """What `evaluate --config` reads where it is not a training run's file."""
-
-    domains: tuple[DomainConfig, ...]
-    """What is scored: domains as in training, with labels."""
-    data_root: str = ""
-    """What relative folder roots of the domains start from."""
-    output: str = "runs/evaluate"
-    """The folder of the report."""
-
-    def __post_init__(self) -> None:
-        names = [domain.name for domain in self.domains]
-        require(len(set(names)) == len(names) > 0, "domains", names, "at least one, with distinct names")
-
-
-def own_config(arguments: argparse.Namespace) -> OwnConfig:
-    """The domains of the file; --set, --data-root and --output go over it.
-
-    Raises:
-        InputError: as `from_mapping`, or a training run's file names nothing to score.
-    """
-    content, over = read_config(arguments.config), parse_overrides(arguments.overrides)
-    if "domains" in content:
-        config = from_mapping(OwnConfig, layered(OwnConfig, content, over))
-    else:
-        run = from_mapping(RunConfig, layered(RunConfig, to_mapping(finetuning_settings()), content, over))
-        held_out = run.validation or (run.train and held_out_of(run.train)[1])
-        domains = tuple(domain for domain in (held_out, *run.unseen) if domain is not None)
-        if not domains:
-            raise InputError(
-                f"{arguments.config} names no domain to score",
-                expected="domains: [{name: …, folder: {…}}], or a training run's train, validation or unseen",
-            )
-        config = OwnConfig(domains=domains, data_root=run.data_root)
-    changes = {"data_root": arguments.data_root, "output": arguments.output}
-    given = {key: value for key, value in changes.items() if value is not None}
-    return from_mapping(OwnConfig, {**to_mapping(config), **given})
 
 
 class Plan:
@@ -179,6 +134,12 @@ def run_own(arguments: argparse.Namespace) -> int:
                 failed[pair] = "; ".join(line.strip() for line in str(error).splitlines())
                 print(f"\n{pair} is not scored: {error}\n", file=sys.stderr, flush=True)
             page = write_own_report(plan.output, scores, about=about, absent={**failed, **waiting})
+    if arguments.probe:
+        options = Options(max_images=arguments.max_images, device=arguments.device)
+        rows, _ = probe_all(
+            plan.config, contenders(plan.folders, (), options), options, plan.output / "probes"
+        )
+        page = write_own_report(plan.output, scores, about=about, absent=failed, probes=rows)
     print(f"\n{page.read_text(encoding='utf-8')}\nAll of it is in {plan.output}/")
     return 1 if failed else 0
 
@@ -263,50 +224,3 @@ def require_own(folders: Iterable[Path]) -> None:
         require(
             folder.parent != WEIGHTS, "--calibrate", str(folder), "a model folder of yours: a copy of it, say"
         )
-
-
-def called(folders: Sequence[Path]) -> dict[str, Path]:
-    """Each model by its folder's name, of a folder «model» that above it; by its path where two agree."""
-    short = [folder.resolve().parent.name if folder.name == "model" else folder.name for folder in folders]
-    names = [
-        name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)
-    ]
-    require(len(set(names)) == len(names), "--model", names, "each folder once")
-    return dict(zip(names, folders, strict=True))
-
-
-def file_name(model: str, domain: str) -> str:
-    """`model--domain` as part of a file name; with a checksum where that had to change a letter."""
-    pair = f"{model}--{domain}"
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", pair).strip("-.")
-    return plain if plain == pair else f"{plain}-{hashlib.sha256(pair.encode()).hexdigest()[:6]}"
-
-
-def model_sha256(folder: Path) -> str:
-    """Of weights and settings, the temperature left out: it is compared by itself."""
-    mapping = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    mapping.pop("temperature", None)
-    with (folder / WEIGHTS_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(json.dumps(mapping, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def read_part(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run found with these settings; None where there is no such file, or a damaged one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    same = isinstance(content, dict) and content.get("settings") == json.loads(json.dumps(settings))
-    return content["found"] if same else None
-
-
-def write_part(path: Path, settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps({"settings": settings, "found": found}) + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
-def progress(indices: Sequence[int], words: str) -> Any:
-    return tqdm(indices, unit="image", desc=words, leave=False, disable=not sys.stderr.isatty())

@@ -25,6 +25,7 @@ COMMANDS = {
     "selfsup": "pre-train a backbone on images without labels (DI3CL)",
     "finetune": "train a head, an adapter or all of a model on labelled images",
     "evaluate": "score a model on the 22 benchmarks, or models on images of your own",
+    "probe": "what features are worth: k-NN, linear and few-label probes of any encoder",
     "predict": "class maps of images and whole scenes",
     "label": "pseudo labels by optical teachers",
     "agreement": "how far the pseudo labels of several teachers agree",

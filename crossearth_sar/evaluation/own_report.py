@@ -18,6 +18,8 @@ from crossearth_sar.evaluation.bootstrap import DRAWS, Interval, difference_inte
 from crossearth_sar.evaluation.class_mapping import ClassMapping
 from crossearth_sar.evaluation.image_scores import ImageScores
 from crossearth_sar.evaluation.metrics import absent_words
+from crossearth_sar.evaluation.probe.report import probe_lines
+from crossearth_sar.evaluation.probe.row import ProbeRow
 
 REPORT, METRICS = "README.md", "metrics.json"
 
@@ -70,9 +72,18 @@ class OwnScore:
 
 
 def write_own_report(
-    output: Path, scores: Sequence[OwnScore], *, about: Mapping[str, str], absent: Mapping[str, str]
+    output: Path,
+    scores: Sequence[OwnScore],
+    *,
+    about: Mapping[str, str],
+    absent: Mapping[str, str],
+    probes: Sequence[ProbeRow] = (),
 ) -> Path:
-    """Writes all tables anew; `absent` says of a «model on domain» why it is not there. The README's path."""
+    """Writes all tables anew; `absent` says of a «model on domain» why it is not there. The README's path.
+
+    Args:
+        probes: of the models' features, a section of their own.
+    """
     found = [score.to_mapping() for score in scores]
     content = {"provenance": dict(about), "absent": dict(absent), "scores": found}
     (output / METRICS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -87,7 +98,7 @@ def write_own_report(
         rows = [[name, *row] for name, row in zip(names, mapping["confusion"], strict=True)]
         _write_csv(output / f"confusion-{score.slug}.csv", ["label \\ predicted", *names], rows)
     path = output / REPORT
-    path.write_text(_readme(scores, found, about, absent), encoding="utf-8")
+    path.write_text(_readme(scores, found, about, absent, probes), encoding="utf-8")
     return path
 
 
@@ -113,6 +124,7 @@ def _readme(
     found: Sequence[Mapping[str, Any]],
     about: Mapping[str, str],
     absent: Mapping[str, str],
+    probes: Sequence[ProbeRow],
 ) -> str:
     models = list(dict.fromkeys(score.model for score in scores))
     lines = [f"# {', '.join(models)} on images of one's own" if models else "# Nothing is scored yet", ""]
@@ -144,6 +156,9 @@ def _readme(
         lines += [*notes, *[""] * bool(notes), *pictures, *[""] * bool(pictures)]
     if absent:
         lines += ["## Not scored", "", *(f"- {pair}: {why}" for pair, why in absent.items()), ""]
+    if probes:
+        lines += ["## Probes", "", "By seed and in full: [probes/](probes/README.md).", ""]
+        lines += [*probe_lines(probes, level="###"), ""]
     lines.append("; ".join(f"{key} {value}" for key, value in about.items()))
     return "\n".join(lines) + "\n"
 

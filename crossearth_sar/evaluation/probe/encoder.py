@@ -71,7 +71,7 @@ def model_encoder(model: CrossEarthSAR, which: WhichMaps = "last") -> Encoder:
     config = model.config
     return Encoder(
         maps=maps,
-        multiple=config.vit.patch_size,
+        multiple=config.backbone.size_multiple,
         window=config.window,
         stride=config.crop_stride,
         pixel_m=config.pixel_m,

@@ -22,7 +22,7 @@ from crossearth_sar.evaluation.probe.cells import encode, pixel_scores, working_
 from crossearth_sar.evaluation.probe.encoder import Encoder
 from crossearth_sar.evaluation.probe.finetune import FineTuning, fine_tuned
 from crossearth_sar.evaluation.probe.fitting import Fitted, OnImage, draws_of, encode_labelled, fit
-from crossearth_sar.evaluation.probe.row import ProbeRow
+from crossearth_sar.evaluation.probe.row import ProbeRow as ProbeRow
 from crossearth_sar.evaluation.probe.subsets import Labels
 from crossearth_sar.ground_scale import classes_at
 
