@@ -53,6 +53,22 @@ def own_images(place: Path) -> None:
     backbone(place)
 
 
+def own_archive(place: Path) -> None:
+    """docs/SELF_SUPERVISED.md's archive as archive.yaml, and its images below the place instead of /data."""
+    (block,) = (b for b in blocks("yaml") if "name: archive" in b.text)
+    (place / "archive.yaml").write_text(block.text.replace("/data/archive", "archive"), encoding="utf-8")
+    for i in range(2):
+        decibels = _decibels(i, 1)[0]
+        save(place / "archive" / "s1" / f"{i}.tif", decibels)
+        save(place / "archive" / "display" / f"{i}.png", np.clip(4 * decibels + 120, 1, 255).astype(np.uint8))
+
+
+def archive_and_labels(place: Path) -> None:
+    """The archive, and my.yaml with its images."""
+    own_archive(place)
+    own_images(place)
+
+
 def two_models(place: Path) -> None:
     """my.yaml with its images, and two models for them."""
     own_images(place)

@@ -19,6 +19,10 @@ MODEL = (
 SHORT = f"{MODEL} augment.crop_size=128 steps=1 batch_size=1 workers=0 pictures=0 validation_samples=1"
 SIMULATED = "train.simulated.length=3 validation.simulated.length=2 unseen=[]"
 LOCAL = "executor=local"
+PAIRS = f"{SHORT} {LOCAL} batch_size=2"
+PROBED = (
+    "probe.labels=[2] probe.seeds=1 probe.labelled.simulated.length=2 validation.simulated.length=2 unseen=[]"
+)
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,28 @@ TABLE: dict[str, Step | Built | Left] = {
     "'opt/*.*' --output OUTPUT --threshold P --confidence": Step(
         places.teachers, replace={"FOLDER": "seven", "../shared/real_data/s1s2_pairs": "pairs", "P": "0.2"},
         leaves=("OUTPUT/confidence/sar/1.png",),
+    ),
+    # docs/SELF_SUPERVISED.md
+    "crossearth-sar selfsup": Step(
+        add=f"--set {PAIRS} {PROBED}", leaves=("runs/di3cl/report.md", "runs/di3cl/model/config.json")
+    ),
+    "crossearth-sar selfsup --config archive.yaml": Step(
+        places.archive_and_labels, f"--set {PAIRS}", leaves=("runs/archive/model/config.json",)
+    ),
+    "crossearth-sar finetune --config my.yaml --set weights=runs/di3cl/model model.moe=null": Step(
+        add=f"--set {SHORT}", leaves=("runs/finetune/model/config.json",)
+    ),
+    "crossearth-sar export runs/di3cl backbone/": Step(
+        replace={"backbone": "exported"}, leaves=("exported/model.safetensors",)
+    ),
+    "deepspeed --num_gpus 8 train/di3cl.py --config di3cl_vit_s --set data_root=/data/archive": Built("selfsup"),
+    "deepspeed --num_gpus 8 train/cpt.py --config cpt_s --set data_root=/data/cpt weights=runs/di3cl-vit-s/model "
+    "expert_noise=0.01": Built("train"),
+    "crossearth-sar plan --preset s --selfsup --crop 224 --gpus 8 --memory 24GB --images 32": Step(),
+    "crossearth-sar selfsup --set output=runs/moco selfsup.method.contour_weight=0 selfsup.method.region_weight=0 "
+    "probe=null validation=null unseen=[]": Step(add=f"--set {PAIRS}", leaves=("runs/moco/model/config.json",)),
+    "crossearth-sar selfsup --set output=runs/di3cl-beside 'probe.beside={MoCo v2: runs/moco/model}'": Step(
+        add=f"--set {PAIRS} {PROBED}", leaves=("runs/di3cl-beside/views.png",)
     ),
     # docs/TRAINING.md
     "crossearth-sar train": Step(

@@ -161,6 +161,16 @@ def own_domains(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "## my-lake: 2 images" in (place / "runs" / "evaluate" / "README.md").read_text()
 
 
+def own_archive(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/SELF_SUPERVISED.md's config is read by the command, and holds nothing of the default's data."""
+    places.own_archive(place)
+    with pytest.raises(SystemExit):
+        main(["selfsup", "--config", "archive.yaml", "--print_config"])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert [part["name"] for part in settings["train"]["mixture"]] == ["sentinel-1", "display-copies"]
+    assert (settings["probe"], settings["validation"]) == (None, None)
+
+
 def own_sweep(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """docs/TRAINING.md's sweep fits the default run, and says what is default as it is."""
     from crossearth_sar.engine.config import simulated_run
@@ -175,6 +185,7 @@ YAML: dict[str, Callable[[Path, pytest.CaptureFixture[str]], None]] = {
     "name: my-sensor": own_images,
     "name: two-sources": own_mixture,
     "name: my-lake": own_domains,
+    "name: archive": own_archive,
     "trials: 20": own_sweep,
     "AIR-PolSAR-Seg-2.0:": changed_rows,
     "teacher_classes:": teacher_map,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 
-from crossearth_sar.engine.planning.memory import ParameterCount, count_parameters
+from crossearth_sar.engine.planning.memory import ParameterCount, count_parameters, count_selfsup
 from crossearth_sar.engine.planning.planner import (
     RESERVE_BYTES,
     RESERVE_SHARE,
@@ -18,7 +19,8 @@ from crossearth_sar.engine.planning.planner import (
     recommend,
 )
 from crossearth_sar.errors import InputError
-from crossearth_sar.presets import model_preset
+from crossearth_sar.presets import ModelConfig, model_preset
+from crossearth_sar.selfsup.config import DI3CLConfig
 
 PAPER_SIZES = {
     "crossearth_sar_s": ("90M", "20M"),
@@ -34,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=int, required=True, metavar="N", help="ranks, over all nodes")
     parser.add_argument("--memory", required=True, metavar="80GB", help="of each device")
     parser.add_argument("--images", type=int, default=1, metavar="N", help="crops per rank and pass wanted")
+    parser.add_argument(
+        "--crop", type=int, metavar="PIXELS", help="side of a crop; the preset's if not given"
+    )
+    parser.add_argument(
+        "--selfsup", action="store_true", help="of self-supervised training (DI3CL) of its dense backbone"
+    )
     parser.add_argument("--classes", type=int, default=7, metavar="N")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
 
@@ -47,10 +55,23 @@ def run(arguments: argparse.Namespace) -> int:
         )
     short = arguments.preset in ("tiny", "s", "b", "l")
     name = f"crossearth_sar_{arguments.preset}" if short else arguments.preset
-    config, memory = model_preset(name, arguments.classes), parse_memory(arguments.memory)
-    plans = make_plans(config, ranks=arguments.gpus, memory=memory, bf16=arguments.precision == "bf16")
+    config, memory = (
+        _cropped(model_preset(name, arguments.classes), arguments.crop),
+        parse_memory(arguments.memory),
+    )
+    method = DI3CLConfig() if arguments.selfsup else None
+    if method is not None:
+        config = replace(config, moe=None, decoder=None)
+    bf16 = arguments.precision == "bf16"
+    plans = make_plans(config, ranks=arguments.gpus, memory=memory, bf16=bf16, method=method)
     best = recommend(plans, arguments.images)
-    print("\n".join([*_count_lines(name, count_parameters(config)), "", *_table(plans, best), ""]))
+    count = count_parameters(config) if method is None else count_selfsup(config, method)[0]
+    print("\n".join([*_count_lines(name, count), "", *_table(plans, best), ""]))
+    if method is not None:
+        print(
+            "Self-supervised: a dense backbone, heads in place of the decoder; a crop is a pair of views. "
+            "In replica are the key network and the queues too, twice."
+        )
     reserve = (memory * RESERVE_SHARE + RESERVE_BYTES) / 1e9
     print(
         f"GB a rank, {arguments.precision}, {arguments.gpus} ranks, crops of {config.crop_size} pixels; "
@@ -61,6 +82,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     print(f"Take --set {best.settings}, up to {best.images} crops a rank and pass.")
     return 0
+
+
+def _cropped(config: ModelConfig, side: int | None) -> ModelConfig:
+    return (
+        config if side is None else replace(config, crop_size=side, crop_stride=min(side, config.crop_stride))
+    )
 
 
 def _count_lines(name: str, count: ParameterCount) -> list[str]:

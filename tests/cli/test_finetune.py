@@ -23,10 +23,10 @@ from crossearth_sar.engine.checkpoint_files import list_checkpoints
 from crossearth_sar.engine.config import RunConfig, finetuning_settings
 from crossearth_sar.engine.distributed import Ranks
 from crossearth_sar.engine.export import export
+from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.engine.nonfinite import NonFiniteError
 from crossearth_sar.engine.objectives.base import Losses, split_into_parts
 from crossearth_sar.engine.run import Run
-from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.evaluation.protocol import ProtocolConfig, training_domains
 from crossearth_sar.evaluation.registry import benchmark
 

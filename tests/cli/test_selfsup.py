@@ -17,7 +17,8 @@ from crossearth_sar.config import write_yaml
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.log import read_csv
 
-SPARSE = {**MODEL, "moe": {"num_experts": 2, "descriptors": ["looks"]}, "decoder": {"kind": "fpn", "channels": 32}}
+MOE = {"num_experts": 2, "descriptors": ["looks"]}
+SPARSE = {**MODEL, "moe": MOE, "decoder": {"kind": "fpn", "channels": 32}}
 
 
 def command(*arguments: object) -> int:

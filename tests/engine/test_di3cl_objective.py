@@ -1,4 +1,4 @@
-"""A self-supervised run: it stops and goes on to the last bit, is the same on ranks and parts, and says no."""
+"""A self-supervised run: it goes on to the last bit, is the same on ranks and parts, and says no."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ from crossearth_sar.data.stream import TrainStream
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks, sum_over_ranks
 from crossearth_sar.engine.executors.base import Executor
+from crossearth_sar.engine.flop import forward_flop, tokens_per_image
 from crossearth_sar.engine.objectives.base import Batch, Finished, Forward, Load, Losses, Objective
 from crossearth_sar.engine.objectives.di3cl_probe import ProbeDomains, open_probe
 from crossearth_sar.engine.objectives.di3cl_report import write_report
 from crossearth_sar.engine.objectives.network import build_network, check_weights, count_parameters
 from crossearth_sar.engine.planning.layout import run_model_config
-from crossearth_sar.engine.flop import forward_flop, tokens_per_image
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import save_model
 from crossearth_sar.selfsup.di3cl import DI3CL, DI3CLTerms

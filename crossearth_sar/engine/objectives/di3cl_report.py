@@ -77,8 +77,8 @@ def write_report(
 
 @torch.no_grad()
 def draw_pictures(output: Path, model: DI3CL, pairs: list[Pair]) -> None:
-    """views.png: both views of each pair with their boxes. likeness.png: how like a box each cell of the other
-    view is. patches.png: the first principal components of the patches' features."""
+    """views.png: both views of each pair with their boxes. likeness.png: how like a box each cell of the
+    other view is. patches.png: the first principal components of the patches' features."""
     device = next(model.parameters()).device
     batch = on_device(join_pairs(pairs) | {"name": torch.zeros(len(pairs))}, device)
     maps = [

@@ -8,7 +8,7 @@ configured size, fragmentation, the CUDA context.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,8 @@ from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.moe.experts import StackedExperts
 from crossearth_sar.moe.layer import PhysicsGuidedMoE
 from crossearth_sar.presets import ModelConfig
+from crossearth_sar.selfsup.config import DI3CLConfig
+from crossearth_sar.selfsup.di3cl import DI3CL
 
 FP32, BF16 = 4, 2
 
@@ -77,6 +79,16 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
         ),
         persistent=sum(p.numel() for p in model.parameters() if p.numel() <= PERSISTENT_ELEMENTS),
     )
+
+
+def count_selfsup(config: ModelConfig, method: DI3CLConfig) -> tuple[ParameterCount, float]:
+    """Of DI3CL on a backbone without a decoder: its parameters, the heads in the decoder's place; and bytes
+    of key network and queues, float32 on every rank, once for what trains and once for what is saved."""
+    alone = count_parameters(config)
+    with torch.device("meta"):
+        network = DI3CL(CrossEarthSAR(config), method)
+    followed = sum(value.numel() for value in network.state().values())
+    return replace(alone, decoder=_size(network) - alone.backbone), 2.0 * FP32 * followed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crossearth_sar.engine.planning.memory import (
     StateBytes,
     activation_bytes,
     count_parameters,
+    count_selfsup,
     state_bytes,
 )
 from crossearth_sar.errors import InputError
 from crossearth_sar.presets import ModelConfig
+from crossearth_sar.selfsup.config import DI3CLConfig
 
 RESERVE_SHARE, RESERVE_BYTES = 0.1, 1e9
 """Of a device's memory, left for the CUDA context, temporaries, the loss and fragmentation."""
@@ -50,17 +52,22 @@ class Plan:
         return " ".join(words)
 
 
-def make_plans(config: ModelConfig, *, ranks: int, memory: float, bf16: bool) -> list[Plan]:
+def make_plans(
+    config: ModelConfig, *, ranks: int, memory: float, bf16: bool, method: DI3CLConfig | None = None
+) -> list[Plan]:
     """Every layout that engine/layout.py allows, the simplest first.
 
     Simple means little communication and no recomputation: expert parallelism, partitioned gradients,
     checkpointing, ZeRO 3 and offloading come in as they are needed.
+
+    Args:
+        method: of self-supervised training of a config without a decoder, in the layouts that it can have.
     """
-    count = count_parameters(config)
+    count, beside = (count_parameters(config), 0.0) if method is None else count_selfsup(config, method)
     experts = config.moe.num_experts if config.moe else 1
     ep_sizes = [size for size in range(1, experts + 1) if experts % size == 0 and ranks % size == 0]
-    layouts = [(stage, ep, False) for stage in (1, 2) for ep in ep_sizes]
-    layouts += [(3, 1, False), (1, 1, True), (3, 1, True)]
+    layouts = [(stage, ep, False) for stage in (1, 2) for ep in ep_sizes if method is None or ep == 1]
+    layouts += [(3, 1, False)] * (method is None) + [(1, 1, True)] + [(3, 1, True)] * (method is None)
     activations = {flag: activation_bytes(config, bf16=bf16, checkpointing=flag) for flag in (False, True)}
     plans = []
     for checkpointing in (False, True):
@@ -73,6 +80,7 @@ def make_plans(config: ModelConfig, *, ranks: int, memory: float, bf16: bool) ->
                 bf16=bf16,
                 offload_optimizer=offload,
             )
+            states = replace(states, replica=states.replica + beside)
             free = memory * (1 - RESERVE_SHARE) - RESERVE_BYTES - states.device
             plans.append(
                 Plan(

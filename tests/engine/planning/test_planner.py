@@ -14,11 +14,19 @@ from ranks import begin, micro_run, shared_pool
 from crossearth_sar.cli.main import main
 from crossearth_sar.config import merge
 from crossearth_sar.engine.planning import layout, memory
-from crossearth_sar.engine.planning.memory import StateBytes, activation_bytes, count_parameters, state_bytes
+from crossearth_sar.engine.planning.memory import (
+    StateBytes,
+    activation_bytes,
+    count_parameters,
+    count_selfsup,
+    state_bytes,
+)
 from crossearth_sar.engine.planning.planner import make_plans, parse_memory, recommend
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.presets import ModelConfig, model_preset
+from crossearth_sar.selfsup.config import DI3CLConfig
+from crossearth_sar.selfsup.di3cl import DI3CL
 
 WIDER: dict[str, Any] = {"model.vit.dim": 96, "model.vit.num_heads": 3, "train.name": "planned"}
 """Wide enough that padding and scalars do not count."""
@@ -234,3 +242,24 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Nothing takes" in capsys.readouterr().out
     assert main(["plan", "--preset", "tyny", "--gpus", "2", "--memory", "4GB"]) == 2
     assert "crossearth_sar_tiny" in capsys.readouterr().err
+
+
+def test_self_supervised_training_is_counted_with_its_key_network(capsys: pytest.CaptureFixture[str]) -> None:
+    config = merge(model_preset("crossearth_sar_tiny", 1), {"moe": None, "decoder": None})
+    method = DI3CLConfig(queue_length=512, hidden_dim=256, output_dim=64)
+    network = DI3CL(CrossEarthSAR(config), method)
+    count, beside = count_selfsup(config, method)
+    assert count.total == sum(p.numel() for p in network.parameters())
+    queues = 2 * 512 * 64
+    keys = sum(value.numel() for name, value in network.state().items() if name.startswith("key."))
+    assert beside == pytest.approx(2 * 4 * (keys + queues), rel=1e-5)
+    plans = make_plans(config, ranks=4, memory=16e9, bf16=True, method=method)
+    assert {(plan.zero_stage, plan.ep_size) for plan in plans} == {(1, 1), (2, 1)}
+    plain = make_plans(config, ranks=4, memory=16e9, bf16=True)
+    assert plans[0].states.replica > plain[0].states.replica + 2 * 4 * keys
+    assert plans[0].images < plain[0].images
+    asked = ["plan", "--preset", "tiny", "--selfsup", "--crop", "96", "--gpus", "4", "--memory", "16GB"]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert "crops of 96 pixels" in said
+    assert "key network" in said
