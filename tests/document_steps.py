@@ -219,7 +219,7 @@ TABLE: dict[str, Step | Built | Left] = {
     "crossearth-sar selfsup --set output=runs/moco selfsup.method.contour_weight=0 selfsup.method.region_weight=0 "
     "probe=null validation=null unseen=[]": Step(add=f"--set {PAIRS}", leaves=("runs/moco/model/config.json",)),
     "crossearth-sar selfsup --set output=runs/di3cl-beside 'probe.beside={MoCo v2: runs/moco/model}'": Step(
-        add=f"--set {PAIRS} {PROBED}", leaves=("runs/di3cl-beside/views.png",)
+        add=f"--set {PAIRS} {PROBED}", leaves=("runs/di3cl-beside/metrics.json",)
     ),
     # docs/TRAINING.md
     "crossearth-sar train": Step(
