@@ -39,6 +39,16 @@ def build(num_classes, device):
 """
 
 
+ENCODER = """
+import torch
+
+def build(pretrained, device):
+    torch.manual_seed(1)
+    weight = torch.ones(2, 1, 8, 8) if pretrained else torch.randn(2, 1, 8, 8)
+    return lambda image, db_mean, db_std: torch.nn.functional.conv2d(image[:, :1].log1p(), weight, stride=8)
+"""
+
+
 def own_images(place: Path) -> None:
     """README's «Your own images» as my.yaml, and the folder it names, below the place instead of /data."""
     (block,) = (b for b in blocks("yaml") if b.document == "README.md")
@@ -87,6 +97,21 @@ def own_domains(place: Path) -> None:
             save(place / "data" / "lake" / "labels" / f"{i}.png", (decibels < -10).astype(np.uint8))
     for name in ("a", "b"):
         model_folder(place / "runs" / name / "model", 7, named=True)
+
+
+def probed_domains(place: Path) -> None:
+    """docs/BENCHMARKS.md's probe.yaml with its images, a model and another package's encoder."""
+    (block,) = (b for b in blocks("yaml") if "name: my-coast" in b.text)
+    (place / "probe.yaml").write_text(block.text.replace("/data", "data"), encoding="utf-8")
+    for name, count in (("rivers", 8), ("coast", 2)):
+        for i in range(0 if (place / "data" / name).exists() else count):
+            decibels = _decibels(count + i, 1)[0]
+            save(place / "data" / name / "images" / f"{i}.tif", decibels)
+            save(place / "data" / name / "labels" / f"{i}.png", (decibels < -10).astype(np.uint8))
+    model_folder(place / "runs" / "a" / "model", 7, named=True)
+    package = place / "mypackage"
+    package.mkdir(exist_ok=True)
+    (package / "myencoder.py").write_text(ENCODER, encoding="utf-8")
 
 
 def sweep(place: Path) -> None:

@@ -104,6 +104,9 @@ TABLE: dict[str, Step | Built | Left] = {
     "crossearth-sar evaluate --config my.yaml --model runs/cpt/model runs/finetune/model": Step(
         places.two_models, "--pictures 1 --output runs/side-by-side", leaves=("runs/side-by-side/README.md",)
     ),
+    "crossearth-sar probe --config my.yaml --model runs/cpt/model": Step(
+        places.two_models, "--device cpu --seeds 0 --output runs/probed", leaves=("runs/probed/probes.csv",)
+    ),
     "crossearth-sar label --teacher FOLDER --dataset SEN12 --data-root /data --output /data/pseudo/SEN12": Step(
         places.teachers, replace={"FOLDER": "seven", "/data": "data"},
         leaves=("data/pseudo/SEN12/labels/ROIs1_a/s1_3/ROIs1_a_s1_3_p1.png",),
@@ -127,6 +130,19 @@ TABLE: dict[str, Step | Built | Left] = {
     ),
     "crossearth-sar evaluate --config domains.yaml --model runs/a/model --as other=building,road --calibrate my-lake": Step(
         places.own_domains, "--pictures 1", leaves=("runs/evaluate/classes.csv",)
+    ),
+    "crossearth-sar evaluate --published": Step(),
+    **{
+        f"crossearth-sar probe --config probe.yaml {more}": Step(
+            places.probed_domains, "--device cpu --seeds 0 --steps 1", leaves=("runs/evaluate/probes/README.md",)
+        )
+        for more in (
+            "--model runs/a/model", "--model runs/a/model --labels 2 8 10% --methods linear knn finetune",
+            "--adapter mypackage.myencoder:build",
+        )
+    },
+    "crossearth-sar evaluate --config probe.yaml --model runs/a/model --probe": Step(
+        places.probed_domains, "--as other=building,road --pictures 0", leaves=("runs/evaluate/probes/README.md",)
     ),
     'make bench-real ARGS="--model runs/cpt/model"': REAL,
     'make bench-real ARGS="--in-domain --seeds 0 1 2 --no-simple"': REAL,

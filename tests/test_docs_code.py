@@ -20,8 +20,11 @@ from documents import Block, blocks
 from micro_model import micro
 from transformers import Dinov2Config, Dinov2Model
 
-from crossearth_sar import CrossEarthSAR, build_model, save_model
+from crossearth_sar import CrossEarthSAR, build_model, load_model, save_model
 from crossearth_sar.cli.main import main
+from crossearth_sar.cli.own_config import OwnConfig
+from crossearth_sar.config import from_mapping
+from crossearth_sar.data.domain import open_domain
 from crossearth_sar.evaluation.protocol import ProtocolConfig, open_target
 from crossearth_sar.evaluation.registry import benchmark
 
@@ -54,6 +57,18 @@ def a_row(place: Path, patch: pytest.MonkeyPatch) -> Names:
     return {"model": build_model("crossearth_sar_tiny", 6, changes=places.SMALL_MODEL).eval()}
 
 
+def probed(place: Path, patch: pytest.MonkeyPatch) -> Names:
+    """The domains of the page's probe.yaml and a model."""
+    places.probed_domains(place)
+    config = from_mapping(OwnConfig, yaml.safe_load((place / "probe.yaml").read_text(encoding="utf-8")))
+    assert config.train is not None
+    return {
+        "model": load_model(place / "runs" / "a" / "model"),
+        "train": open_domain(config.train, str(place / "data")),
+        "test": open_domain(config.domains[0], str(place / "data")),
+    }
+
+
 def dinov2_file(place: Path, patch: pytest.MonkeyPatch) -> Names:
     """The official file's form at ViT-S width, of one block: the config says how many are wanted."""
     torch.save(official_state(384, 12), place / "dinov2_vits14_pretrain.pth")
@@ -73,6 +88,7 @@ def hub(place: Path, patch: pytest.MonkeyPatch) -> Names:
 PYTHON: dict[str, tuple[str, Maker]] = {
     "ten lines of use": ("layer = PhysicsGuidedMoE(dim=384)", ten_lines),
     "somebody else's transformer": ("moe = replace_ffn(model,", somebody_elses),
+    "probes in Python": ("rows = probe_table(encoders", probed),
     "a row of the benchmarks": ('row = benchmark("K2C")', a_row),
     "DINOv2's file": ('weights="dinov2_vits14_pretrain.pth"', dinov2_file),
     "sharing": ("model.save_pretrained(", hub),
@@ -171,6 +187,14 @@ def own_archive(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (settings["probe"], settings["validation"]) == (None, None)
 
 
+def probed_domains(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/BENCHMARKS.md's domains are probed, on the data they name."""
+    places.probed_domains(place)
+    words = ["--config", "probe.yaml", "--model", "runs/a/model", "--seeds", "0", "--methods", "linear"]
+    assert main(["probe", *words]) == 0, capsys.readouterr().err
+    assert "## my-coast: 2 images" in (place / "runs" / "evaluate" / "probes" / "README.md").read_text()
+
+
 def own_sweep(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """docs/TRAINING.md's sweep fits the default run, and says what is default as it is."""
     from crossearth_sar.engine.config import simulated_run
@@ -186,6 +210,7 @@ YAML: dict[str, Callable[[Path, pytest.CaptureFixture[str]], None]] = {
     "name: two-sources": own_mixture,
     "name: my-lake": own_domains,
     "name: archive": own_archive,
+    "name: my-coast": probed_domains,
     "trials: 20": own_sweep,
     "AIR-PolSAR-Seg-2.0:": changed_rows,
     "teacher_classes:": teacher_map,

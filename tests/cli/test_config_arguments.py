@@ -117,7 +117,7 @@ def test_help_lists_every_key_with_type_default_and_meaning(capsys: pytest.Captu
 def test_every_key_of_a_run_and_of_a_model_is_in_the_table() -> None:
     for config in (simulated_run(), crossearth_sar_tiny(7)):
         table = key_table(config)
-        again = ("validation.",)  # listed as those of train
+        again = ("validation.", "probe.labelled.")  # listed as those of train
         missing = [
             path
             for path in key_paths(type(config))

@@ -17,9 +17,9 @@ from crossearth_sar.cli import probing
 from crossearth_sar.cli.main import main
 
 SMALL = {
-    "vit": {"dim": 32, "num_heads": 2, "image_size": 32, "patch_size": 8, "stem": (), "depth": 4},
-    "crop_size": 32,
-    "crop_stride": 32,
+    "vit": {"dim": 32, "num_heads": 2, "image_size": 48, "patch_size": 8, "stem": (), "depth": 4},
+    "crop_size": 48,
+    "crop_stride": 48,
     "pixel_m": 10.0,
 }
 ADAPTER = """
@@ -73,10 +73,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     images(tmp_path / "data" / "sea", 3)
     save(tmp_path / "data" / "sea" / "images" / "0.tif", np.full((36, 44), 0.5, np.float32))
     torch.manual_seed(1)
-    model = build_model("crossearth_sar_tiny", 2, changes=SMALL)
+    model = build_model("crossearth_sar_tiny", 2, changes=SMALL, sparse=False)
     model.name_classes(("other", "water"))
     save_model(model, "runs/full/model")
-    save_model(build_model("crossearth_sar_tiny", 2, changes={**SMALL, "decoder": None}), "runs/bare/model")
+    save_model(
+        build_model("crossearth_sar_tiny", 2, changes={**SMALL, "decoder": None}, sparse=False),
+        "runs/bare/model",
+    )
     Path("others.py").write_text(ADAPTER, encoding="utf-8")
     settings = {"train": domain("lake"), "domains": [domain("sea")], "data_root": "data", "output": "out"}
     Path("my.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
