@@ -39,10 +39,7 @@ class CollapseWatch:
         Args:
             counted_M: bool, which of them there are; None: all.
         """
-        units_MD = units_MD.float()
-        weights_M = units_MD.new_ones(len(units_MD)) if counted_M is None else counted_M.to(units_MD)
-        count = weights_M.sum()[None]
-        sums = sum_over_ranks(torch.cat([count, weights_M @ units_MD, weights_M @ units_MD.square()]))
+        sums = _sums(units_MD, counted_M)
         self._sums = sums if self._sums is None else self._sums + sums
         return _deviation(sums)
 
@@ -63,6 +60,19 @@ class CollapseWatch:
                 "  to do: head_norm=batch, a shorter queue (queue_length), views that differ less, or a "
                 "lower learning rate; collapse_std=0 goes on regardless"
             )
+
+
+@torch.no_grad()
+def deviation(units_MD: Tensor, counted_M: Tensor | None = None) -> Tensor:
+    """The standard deviation of vectors of all ranks, the mean over channels; a collective call."""
+    return _deviation(_sums(units_MD, counted_M))
+
+
+def _sums(units_MD: Tensor, counted_M: Tensor | None) -> Tensor:
+    units_MD = units_MD.float()
+    weights_M = units_MD.new_ones(len(units_MD)) if counted_M is None else counted_M.to(units_MD)
+    count = weights_M.sum()[None]
+    return sum_over_ranks(torch.cat([count, weights_M @ units_MD, weights_M @ units_MD.square()]))
 
 
 def _deviation(sums: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.moe import RoutingInfo
-from crossearth_sar.selfsup.collapse import CollapseWatch
+from crossearth_sar.selfsup.collapse import CollapseWatch, deviation
 from crossearth_sar.selfsup.config import DI3CLConfig
 from crossearth_sar.selfsup.edges import as_query_sees, edge_losses, explained_share, log_ratios
 from crossearth_sar.selfsup.heads import Head
@@ -37,7 +37,8 @@ class DI3CLTerms:
     unweighed; 0 where switched off. values: scalars for the log, without a graph, whose means over passes and
     ranks count: embedding_std, boxes (of an image) and without_boxes (share of images); where switched on
     top1_global, cosine_positive, cosine_negative, top1_contour, edges_explained (share of the edges' mean
-    square), cosine_boxes. routing: the query's, per sparse block.
+    square), cosine_boxes and boxes_std, the standard deviation of boxes' unit vectors. routing: the query's,
+    per sparse block.
     """
 
     total: Tensor
@@ -235,15 +236,20 @@ class DI3CL(nn.Module):
 
     def _looked_at(self, query: Vectors, pooled: Pooled, valid_NK: Tensor) -> dict[str, Tensor]:
         """Boxes counted, and the embeddings watched: of images where they are compared, else of boxes."""
-        if query.global_ is not None or query.contour is not None or query.regions is None:
-            units = query.global_ if query.global_ is not None else query.contour
-            deviation = self._watch.see(unit(pooled.vector) if units is None else units)
-        else:
-            deviation = self._watch.see(query.regions.flatten(0, 1), valid_NK.flatten())
-        return {
-            "embedding_std": deviation,
+        values = {
             "boxes": valid_NK.sum(1).float().mean(),
             "without_boxes": (~valid_NK.any(1)).float().mean(),
+        }
+        counted = None
+        units = query.global_ if query.global_ is not None else query.contour
+        if query.regions is not None:
+            boxes, of_boxes = query.regions.flatten(0, 1), valid_NK.flatten()
+            values["boxes_std"] = deviation(boxes, of_boxes)
+            if units is None:
+                units, counted = boxes, of_boxes
+        return {
+            "embedding_std": self._watch.see(unit(pooled.vector) if units is None else units, counted),
+            **values,
         }
 
     def _contrast(

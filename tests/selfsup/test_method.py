@@ -237,6 +237,16 @@ def test_cosine_of_boxes_is_what_the_loss_says() -> None:
     assert float(terms.values["cosine_boxes"]) == pytest.approx(1 - float(terms.region) / 2)
 
 
+def test_the_spread_of_boxes_is_that_of_the_boxes_there_are() -> None:
+    module, batch = micro_di3cl(), view_batch(3, without=(1,))
+    inputs = (batch[f"query_{name}"] for name in ("image", "mean", "std", "boxes"))
+    with torch.no_grad():
+        vectors = module.query.heads(module.query.pool(*inputs, parts=False), batch["valid"]).regions
+    assert vectors is not None
+    expected = vectors[batch["valid"]].var(0, unbiased=False).mean().sqrt()
+    assert module(batch).values["boxes_std"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_batch_norm_of_ranks_is_torchs_on_one_rank() -> None:
     ours, theirs = BatchNormOfRanks(5), torch.nn.BatchNorm1d(5)
     for module in (ours, theirs):

@@ -31,7 +31,7 @@ LOSS_WINDOW = 20
 LOGGED = (
     "loss", "loss_global", "loss_contour", "loss_region", "top1_global", "top1_contour", "boxes",
     "without_boxes", "embedding_std", "cosine_positive", "cosine_negative", "cosine_boxes",
-    "edges_explained",
+    "boxes_std", "edges_explained",
 )  # fmt: skip
 """Columns of train.csv that the report shows, where the run has them."""
 
