@@ -6,12 +6,14 @@ B batch, C channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 import torch.distributed as dist
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 GROUP_CHANNELS = 16
@@ -66,11 +68,57 @@ def uncounted(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, counted
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's, whose running statistics stay float32 in a model of half precision.
+
+    There torch wants weights and statistics of one type; what casts a model (`.bfloat16()`, DeepSpeed by its
+    version) leaves them in one or in two, and a statistic in bf16 would not follow small changes.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        weight, bias = (
+            None if p is None else p.to(self.running_mean.dtype) for p in (self.weight, self.bias)
+        )
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, weight, bias, self.training, self.momentum or 0.0,
+            self.eps,
+        )  # fmt: skip
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = {id(buffer) for buffer in self.buffers()}
+
+        def cast(tensor: Tensor) -> Tensor:
+            cast_tensor = fn(tensor)
+            half = cast_tensor.dtype in (torch.bfloat16, torch.float16)
+            return tensor.to(cast_tensor.device) if half and id(tensor) in kept else cast_tensor
+
+        return super()._apply(cast, recurse)
+
+
+def keep_statistics_float32(module: nn.Module) -> None:
+    """Puts `BatchNorm2d` of this file in place of every fresh batch norm below `module`."""
+    _replace(
+        module,
+        lambda norm: BatchNorm2d(norm.num_features, norm.eps, norm.momentum, device=norm.weight.device),
+    )
+
+
 def use_group_norms(module: nn.Module) -> None:
     """Puts a group norm in place of every batch norm below `module`: an image's values alone decide."""
+
+    def group_norm(norm: _BatchNorm) -> nn.Module:
+        groups = norm.num_features // math.gcd(norm.num_features, GROUP_CHANNELS)
+        return nn.GroupNorm(groups, norm.num_features, device=norm.weight.device)
+
+    _replace(module, group_norm)
+
+
+def _replace(module: nn.Module, make: Callable[[_BatchNorm], nn.Module]) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, _BatchNorm):
-                channels = child.num_features
-                groups = channels // math.gcd(channels, GROUP_CHANNELS)
-                setattr(parent, name, nn.GroupNorm(groups, channels, device=child.weight.device))
+                setattr(parent, name, make(child))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crossearth_sar import batch_norm
-from crossearth_sar.batch_norm import average_over_ranks, uncounted, use_group_norms
+from crossearth_sar.batch_norm import BatchNorm2d, average_over_ranks, uncounted, use_group_norms
 
 
 def network() -> nn.Sequential:
@@ -70,6 +70,25 @@ def test_what_is_computed_again_is_not_counted() -> None:
     assert all(torch.equal(value, before[key]) for key, value in module.named_buffers())
     module(image)
     assert int(module[0].num_batches_tracked) == 2
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_it_is_torchs_and_keeps_its_statistics_in_a_model_of_half_precision(affine: bool) -> None:
+    ours, theirs = BatchNorm2d(4, affine=affine), nn.BatchNorm2d(4, affine=affine)
+    image = 2 + 3 * torch.randn(3, 4, 5, 5)
+    for training in (True, False):
+        torch.testing.assert_close(ours.train(training)(image), theirs.train(training)(image))
+    for (name, mine), other in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+        assert torch.equal(mine, other), name
+    statistic = ours.running_mean.clone()
+    found = ours.bfloat16()(image.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), theirs(image), rtol=2e-2, atol=2e-2)
+    assert torch.equal(ours.running_mean, statistic)
+    assert ours.double()(image.double()).dtype == torch.float64
+    with torch.device("meta"):
+        meta = BatchNorm2d(4)
+    assert meta.to_empty(device="cpu").running_mean.device.type == "cpu"
 
 
 def test_group_norms_of_sixteen_channels_or_what_divides() -> None:

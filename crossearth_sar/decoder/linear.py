@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossearth_sar.batch_norm import average_over_ranks
+from crossearth_sar.batch_norm import BatchNorm2d, average_over_ranks
 from crossearth_sar.decoder.config import DecoderConfig
 from crossearth_sar.decoder.pixels import PixelDecoder, PixelOutput
 
@@ -33,7 +33,7 @@ class LinearDecoder(PixelDecoder):
         super().__init__(config, num_classes)
         self.count = 4 if config.maps == "all" else 1
         self.classifiers = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(width, affine=False), nn.Conv2d(width, num_classes, 1))
+            nn.Sequential(BatchNorm2d(width, affine=False), nn.Conv2d(width, num_classes, 1))
             for width in in_channels[-self.count :]
         )
 

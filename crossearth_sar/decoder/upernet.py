@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from crossearth_sar.batch_norm import average_over_ranks, use_group_norms
+from crossearth_sar.batch_norm import average_over_ranks, keep_statistics_float32, use_group_norms
 from crossearth_sar.decoder.config import DecoderConfig
 from crossearth_sar.decoder.pixels import PixelDecoder, PixelOutput
 from crossearth_sar.decoder.pyramid import feature_pyramid
@@ -49,6 +49,8 @@ class UperNetDecoder(PixelDecoder):
         )
         if config.norm == "group":
             use_group_norms(self)
+        else:
+            keep_statistics_float32(self)
 
     def forward(self, feature_maps: list[Tensor]) -> PixelOutput:
         """The maps as the backbone gives them; the auxiliary head computes in training alone.

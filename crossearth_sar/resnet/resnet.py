@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from crossearth_sar.batch_norm import average_over_ranks, batch_norms, uncounted, use_group_norms
+from crossearth_sar.batch_norm import (
+    average_over_ranks,
+    batch_norms,
+    keep_statistics_float32,
+    uncounted,
+    use_group_norms,
+)
 from crossearth_sar.errors import InputError
 from crossearth_sar.resnet.config import ResNetConfig
 
@@ -59,6 +65,8 @@ class ResNet(nn.Module):
         self.embedder, self.stages = theirs.embedder, theirs.encoder.stages
         if config.norm == "group":
             use_group_norms(self)
+        else:
+            keep_statistics_float32(self)
 
     def forward(self, image_B3HW: Tensor, descriptors: Tensor | None = None) -> ResNetOutput:
         """(B, 3, H, W) normalised, H and W multiples of 32; descriptors are not looked at."""
