@@ -46,7 +46,7 @@ def average_over_ranks(module: nn.Module) -> None:
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     for buffer, values in zip(kept, flat.split([buffer.numel() for buffer in kept]), strict=True):
-        buffer.copy_(values)
+        buffer.data.copy_(values)  # autograd keeps it of the forward pass, and reads it in eval alone
 
 
 @contextmanager

@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
             "numbers of ranks and images start at 1",
             got=f"--gpus {arguments.gpus} --images {arguments.images}",
         )
-    name = arguments.preset if "_" in arguments.preset else f"crossearth_sar_{arguments.preset}"
+    short = arguments.preset in ("tiny", "s", "b", "l")
+    name = f"crossearth_sar_{arguments.preset}" if short else arguments.preset
     config, memory = model_preset(name, arguments.classes), parse_memory(arguments.memory)
     plans = make_plans(config, ranks=arguments.gpus, memory=memory, bf16=arguments.precision == "bf16")
     best = recommend(plans, arguments.images)

@@ -15,6 +15,7 @@ from crossearth_sar.batch_norm import average_over_ranks, use_group_norms
 from crossearth_sar.decoder.config import DecoderConfig
 from crossearth_sar.decoder.pixels import PixelDecoder, PixelOutput
 from crossearth_sar.decoder.pyramid import feature_pyramid
+from crossearth_sar.errors import InputError
 
 AUXILIARY_MAP = 2
 """Of the four: the one before the deepest, as published."""
@@ -50,7 +51,16 @@ class UperNetDecoder(PixelDecoder):
             use_group_norms(self)
 
     def forward(self, feature_maps: list[Tensor]) -> PixelOutput:
-        """The maps as the backbone gives them; the auxiliary head computes in training alone."""
+        """The maps as the backbone gives them; the auxiliary head computes in training alone.
+
+        Raises:
+            InputError: for one image in training with batch norms, whose pooled map has no spread.
+        """
+        if self.training and self.config.norm == "batch" and len(feature_maps[-1]) == 1:
+            raise InputError(
+                "decoder.norm batch normalises over the images of a pass on a rank, and there is one",
+                fix="--set model.decoder.norm=group, or larger passes: less accumulation, fewer ranks",
+            )
         maps = feature_pyramid(feature_maps[-4:], self.strides)
         logits = self.head(maps)
         beside = self.auxiliary_head(maps) if self.auxiliary_head is not None and self.training else None

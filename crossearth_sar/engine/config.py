@@ -87,13 +87,14 @@ class RunConfig:
     output: str = "runs/train"
     """Folder for logs, checkpoints, pictures, metrics and the model."""
     preset: str = "crossearth_sar_tiny"
-    """Of the model: crossearth_sar_tiny, _s, _b or _l."""
+    """Of the model: crossearth_sar_tiny, _s, _b or _l, resnet50 or resnet101."""
     model: dict[str, Any] = settings_of(ModelConfig)
     """Keys of the model changed on top of the preset; num_classes is the training domain's."""
     mode: Mode = "full"
     """What trains: full, the decoder (frozen), or an adapter too (earth_adapter)."""
     weights: str | None = None
-    """Of the backbone at step 0: a DINOv2 file or a model folder; random says that none are meant."""
+    """Of the backbone at step 0: a file (of DINOv2, MAE, timm, torchvision, MoCo) or a model folder; random
+    says that none are meant."""
     expert_noise: float = 0.0
     """For dense weights, which become equal experts: standard deviation of noise, as a share."""
     adapter: EarthAdapterConfig = field(default_factory=EarthAdapterConfig)

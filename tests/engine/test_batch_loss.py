@@ -71,6 +71,14 @@ def test_an_fpn_counts_labelled_pixels_and_classes_of_images(monkeypatch: pytest
     assert [weight.tolist() for weight in weights] == [pytest.approx(row) for row in wanted]
 
 
+def test_an_auxiliary_head_counts_pixels_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DecoderConfig(kind="upernet", auxiliary_weight=0.4)
+    weights = part_weights(masks(), config, alone(monkeypatch))
+    fewer = part_weights(masks(), DecoderConfig(kind="linear"), alone(monkeypatch, (0.0, 0.0)))
+    for three, two in zip(weights, fewer, strict=True):
+        assert three.tolist() == [*two.tolist(), two[0].item()]
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_classes_of_a_mask(dtype: torch.dtype) -> None:
     for mask_BHW in masks():

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision_names import State, random_state, stages
 
 from crossearth_sar import CrossEarthSAR, InputError, build_model, load_model, save_model
@@ -221,6 +222,9 @@ def test_every_decoder_learns_a_step_on_it_and_predicts(kind: str) -> None:
     unused = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
     assert unused == []
     assert network.predict(image[..., :50, :40]).shape == (2, 50, 40)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(image[:1])
+    assert forward_flop(network.config) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_saved_read_back_and_the_start_of_another(tmp_path: Path) -> None:
