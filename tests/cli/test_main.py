@@ -16,7 +16,8 @@ from crossearth_sar.cli.process import find_own_tools
 from crossearth_sar.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = {"cpt": "train", **{name: name for name in ("finetune", "evaluate", "predict", "label", "agreement")}}
+SAME = ("finetune", "evaluate", "probe", "predict", "label", "agreement")
+FILES = {"cpt": "train", **{name: name for name in SAME}}
 """train/FILE.py -> the command it is."""
 
 
