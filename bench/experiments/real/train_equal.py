@@ -9,7 +9,6 @@ it has not decayed. A contender that starts from the shipped weights has a lower
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,15 +30,14 @@ from crossearth_sar.data.transforms import AugmentConfig, TrainTransform
 from crossearth_sar.engine.config import simulated_run
 from crossearth_sar.engine.optim import parameter_groups
 from crossearth_sar.errors import InputError
+from crossearth_sar.evaluation.probe.budget import Budget, rate_at
 from crossearth_sar.model import CrossEarthSAR, build_model
 from crossearth_sar.presets import ModelConfig
 from crossearth_sar.provenance import provenance
 
-BATCH, RATE, DECAY_POWER, WEIGHT_DECAY, CLIP_NORM = 8, 2e-3, 0.9, 0.05, 1.0
+BATCH, RATE, WEIGHT_DECAY, CLIP_NORM = 8, 2e-3, 0.05, 1.0
 FINE_TUNING_RATE = 5e-4
 """Of what starts from the shipped weights."""
-WARM_UP = 0.05
-"""Share of the seconds in which the rate rises from 0."""
 CROP = 128
 CONTENDERS = ("tiny", "dense", "unet")
 """From scratch. One more, shipped, is tiny from the shipped weights, on a real source."""
@@ -152,26 +150,25 @@ def spend(
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(decay_groups(model), lr=0.0)
     model.train()
-    spent, step, left, log, loss = 0.0, 0, list(points), [], 0.0
+    budget, left, log, loss = Budget(seconds=seconds), list(points), [], 0.0
     while left:
-        started = time.process_time()
-        rate = rate_at(spent / seconds, peak)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = join_samples([stream[step * BATCH + place] for place in range(BATCH)])
-        total = loss_of(model, batch["image"], batch["db_mean"], batch["db_std"], batch["mask"])
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-        optimizer.step()
-        step, loss = step + 1, float(total.detach())
-        spent += time.process_time() - started
-        while left and spent >= left[0]:
+        with budget.step():
+            rate = rate_at(budget.share, peak)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batch = join_samples([stream[budget.done * BATCH + place] for place in range(BATCH)])
+            total = loss_of(model, batch["image"], batch["db_mean"], batch["db_std"], batch["mask"])
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+            optimizer.step()
+            loss = float(total.detach())
+        while left and budget.spent >= left[0]:
             point = left.pop(0)
             state = {key: value.contiguous() for key, value in model.state_dict().items()}
             save_file(state, folder / f"at-{point:g}.safetensors")
-            log.append({"seconds": point, "step": step, "loss": loss})
-            print(f"{folder.name}: {point:g} s, step {step}, loss {loss:.3f}", flush=True)
+            log.append({"seconds": point, "step": budget.done, "loss": loss})
+            print(f"{folder.name}: {point:g} s, step {budget.done}, loss {loss:.3f}", flush=True)
     parameters = sum(p.numel() for p in model.parameters())
     about = {"parameters": parameters, "rate": peak, "images": len(stream.dataset), "points": log}
     about |= provenance()
@@ -182,13 +179,6 @@ def loss_of(model: Contender, image: Tensor, mean: Tensor, std: Tensor, mask: Te
     if isinstance(model, SmallUNet):
         return model.loss(model(image, mean, std), mask)
     return model.loss(model(image, mean, std), mask).total
-
-
-def rate_at(share: float, peak: float = RATE) -> float:
-    """The learning rate at a share of the seconds: linear warm-up to `peak`, polynomial decay."""
-    if share < WARM_UP:
-        return peak * (share + 1e-3) / WARM_UP
-    return peak * (1 - (share - WARM_UP) / (1 - WARM_UP)) ** DECAY_POWER
 
 
 def decay_groups(model: Contender) -> list[dict]:

@@ -16,16 +16,20 @@ from torch import Tensor, nn
 
 from crossearth_sar.data.datasets.folder import FolderConfig
 from crossearth_sar.data.domain import Domain, DomainConfig, open_domain
-from crossearth_sar.data.sample import IGNORE_INDEX
+from crossearth_sar.data.sample import IGNORE_INDEX, Sample
 from crossearth_sar.decibels import to_db
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.baselines import class_histogram
+from crossearth_sar.evaluation.probe.cells import encode
 from crossearth_sar.evaluation.probe.encoder import Encoder, model_encoder, random_twin
 from crossearth_sar.evaluation.probe.finetune import FineTuning
 from crossearth_sar.evaluation.probe.floors import statistics_encoder
 from crossearth_sar.evaluation.probe.report import write_probe_report
 from crossearth_sar.evaluation.probe.row import ProbeRow
 from crossearth_sar.evaluation.probe.table import probe_table
+from crossearth_sar.model import CrossEarthSAR
+from crossearth_sar.presets import ModelConfig
+from crossearth_sar.resnet import ResNetConfig
 
 
 class Backscatter(nn.Module):
@@ -200,3 +204,15 @@ def test_our_models_give_their_tokens_and_twins_forget() -> None:
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
     assert not torch.equal(first, last)
+
+
+def test_a_resnet_gives_its_deepest_map() -> None:
+    config = ModelConfig(
+        num_classes=2, resnet=ResNetConfig(depths=(1, 1, 1, 1), width=8), moe=None, decoder=None,
+        crop_size=64, crop_stride=64,
+    )  # fmt: skip
+    encoder = model_encoder(CrossEarthSAR(config).eval())
+    one = Sample(image=amplitude(1, 50, 70), mask=torch.zeros(50, 70, dtype=torch.int64), name="one")
+    windows = encode("resnet", encoder, one)
+    assert [w.padded for w in windows] == [(64, 64), (64, 64)]
+    assert {w.grid for w in windows} == {(2, 2)}
