@@ -10,8 +10,8 @@ B batch, H W pixels, h w map at the finest stride, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,7 @@ FINEST_STRIDE = 4
 """Of a backbone without a stem: as Mask2Former's masks."""
 
 
-@dataclass(frozen=True)
-class PixelOutput:
+class PixelOutput(NamedTuple):
     """logits: (B, C, h, w) of the classes, h and w a stride of the image."""
 
     logits: Tensor
