@@ -6,6 +6,7 @@ from crossearth_sar.moe.layer import PhysicsGuidedMoE
 from crossearth_sar.moe.router import PhysicsGuidedRouter, RoutingInfo
 from crossearth_sar.moe.surgery.handle import ReplacedFFN
 from crossearth_sar.moe.surgery.replace import replace_ffn
+from crossearth_sar.moe.surgery.saved import load_replaced
 from crossearth_sar.moe.surgery.upcycle import upcycle_state_dict
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "PhysicsGuidedRouter",
     "ReplacedFFN",
     "RoutingInfo",
+    "load_replaced",
     "register_expert",
     "replace_ffn",
     "upcycle_state_dict",

@@ -34,7 +34,9 @@ PARTS = {
 """What a linear map of a gated FFN holds, by its name in DINOv2, transformers and timm; two parts are halves of
 its outputs."""
 
-WANTED = "two linear maps into the hidden width, or one twice as wide, an activation of the first, and one back"
+WANTED = (
+    "two linear maps into the hidden width, or one twice as wide, an activation of the first, and one back"
+)
 
 
 class SwiGLU(ExpertType):

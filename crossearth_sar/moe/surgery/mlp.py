@@ -41,12 +41,12 @@ def activation_name(
     Raises:
         InputError: if it is none of them.
     """
-    points = torch.cat([torch.linspace(-12, 12, 2001), torch.tensor([-1e4, -100.0, 100.0, 1e4])])
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):  # whatever device the model is being built on
+        points = torch.cat([torch.linspace(-12, 12, 2001), torch.tensor([-1e4, -100.0, 100.0, 1e4])])
         got = activation(points.clone())  # it may work in place
-    for name, function in known.items():
-        if torch.allclose(got, function(points), rtol=1e-5, atol=2e-6):
-            return name
+        for name, function in known.items():
+            if torch.allclose(got, function(points), rtol=1e-5, atol=2e-6):
+                return name
     raise InputError(
         f"the activation of {path!r} is not one the experts have",
         got=repr(activation),

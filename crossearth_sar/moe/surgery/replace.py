@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -22,6 +23,7 @@ from crossearth_sar.moe.expert_types import DenseFFN
 from crossearth_sar.moe.router import Gate
 from crossearth_sar.moe.surgery.dense_ffn import MoEOptions, read_dense_ffn, upcycled
 from crossearth_sar.moe.surgery.handle import Describe, ReplacedFFN, RoutedFFN
+from crossearth_sar.moe.surgery.record import note_replacement, options_of
 
 
 def replace_ffn(
@@ -67,6 +69,12 @@ def replace_ffn(
     return _replace(model, _matches(model, pattern), options, ReplacedFFN(descriptors))
 
 
+def replace_again(model: nn.Module, call: Mapping[str, Any], describe: Describe | None) -> ReplacedFFN:
+    """What a saved call of replace_ffn did, on a fresh model of that kind (saved.py)."""
+    modules = {path: model.get_submodule(path) for path in call["paths"]}
+    return _replace(model, modules, options_of(call), ReplacedFFN(describe))
+
+
 def _replace(
     model: nn.Module, matches: dict[str, nn.Module], options: MoEOptions, owner: ReplacedFFN
 ) -> ReplacedFFN:
@@ -74,6 +82,7 @@ def _replace(
     made = _make(dense, options, owner)
     for path, ffn in dense.items():
         model.set_submodule(path, made[id(ffn.module)])
+    note_replacement(model, list(dense), options)
     model.register_forward_pre_hook(owner._before_model, with_kwargs=True)
     model.register_forward_hook(owner._after_model, always_call=True)
     return owner

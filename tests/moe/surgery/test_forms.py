@@ -161,6 +161,4 @@ def test_gated_experts_against_tokens_one_by_one() -> None:
     y.square().sum().backward()
     exact.square().sum().backward()
     for name, parameter in layer.named_parameters():
-        torch.testing.assert_close(
-            parameter.grad.double(), leaves[name].grad, rtol=1e-4, atol=1e-5, msg=name
-        )
+        torch.testing.assert_close(parameter.grad.double(), leaves[name].grad, rtol=1e-4, atol=1e-5, msg=name)
