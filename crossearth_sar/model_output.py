@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,8 +15,7 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.moe import RoutingInfo
 
 
-@dataclass(frozen=True)
-class ModelOutput:
+class ModelOutput(NamedTuple):
     """decoder: its logits; routing: one RoutingInfo per block, empty for a dense model."""
 
     decoder: DecoderOutput

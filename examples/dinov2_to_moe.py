@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
 from crossearth_sar import replace_ffn, sar_descriptors
@@ -29,7 +29,7 @@ dense_tokens = model.eval()(pixels_B3HW).last_hidden_state
 model.standardizer = RunningStandardizer()
 
 
-def describe(pixel_values: Tensor) -> Tensor:
+def describe(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """The three SAR descriptors of every image, as the routers want them."""
     return model.standardizer(sar_descriptors(pixel_values[:, 0]))
 

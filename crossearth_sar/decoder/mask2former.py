@@ -10,8 +10,7 @@ B batch, H W pixels, h w mask resolution (stride 4), Q queries, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +25,7 @@ CERTAINLY_OFF = -20.0
 """Mask logit put on ignored pixels: no cost against a target of 0, never an uncertain point, no gradient."""
 
 
-@dataclass(frozen=True)
-class MaskOutput:
+class MaskOutput(NamedTuple):
     """class_logits (B, Q, C + 1), the last column «no object»; mask_logits (B, Q, h, w) at stride 4;
     earlier: the same pair for the initial prediction and every layer before the last."""
 

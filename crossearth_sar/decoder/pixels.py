@@ -5,7 +5,7 @@ B batch, H W pixels, h w map, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,8 +15,7 @@ from crossearth_sar.decoder.base import Decoder
 from crossearth_sar.decoder.config import DecoderConfig
 
 
-@dataclass(frozen=True)
-class PixelOutput:
+class PixelOutput(NamedTuple):
     """logits: (B, C, h, w) of the classes, h and w a stride of the image; auxiliary: those of a second head
     at another stride, where one trains beside it."""
 

@@ -4,7 +4,9 @@ from crossearth_sar.moe.expert_spec import ExpertSpec
 from crossearth_sar.moe.expert_types import DenseFFN, ExpertType, register_expert
 from crossearth_sar.moe.layer import PhysicsGuidedMoE
 from crossearth_sar.moe.router import PhysicsGuidedRouter, RoutingInfo
-from crossearth_sar.moe.surgery.replace import ReplacedFFN, replace_ffn
+from crossearth_sar.moe.surgery.handle import ReplacedFFN
+from crossearth_sar.moe.surgery.replace import replace_ffn
+from crossearth_sar.moe.surgery.saved import load_replaced
 from crossearth_sar.moe.surgery.upcycle import upcycle_state_dict
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "PhysicsGuidedRouter",
     "ReplacedFFN",
     "RoutingInfo",
+    "load_replaced",
     "register_expert",
     "replace_ffn",
     "upcycle_state_dict",

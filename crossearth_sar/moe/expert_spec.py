@@ -13,8 +13,9 @@ from crossearth_sar.moe.expert_types import EXPERT_TYPES, ExpertType
 class ExpertSpec:
     """The experts of a MoE layer.
 
-    kind: the type, a key of EXPERT_TYPES: "ffn" is linear, activation, linear.
-    activation: one of those that the type has, None for its default; of "ffn": gelu | gelu_tanh | relu.
+    kind: the type, a key of EXPERT_TYPES: "ffn" is linear, activation, linear; "swiglu" is gated.
+    activation: one of those that the type has, None for its default; of "ffn": gelu | gelu_tanh | relu; of
+        "swiglu" silu, its default, too.
     bias: whether the experts' linear maps have biases.
     shared: experts' widths of one more expert that every token passes beside those of its choice, ungated;
         0 for none. It starts with an output of 0, so that an upcycled model computes what the dense one did.

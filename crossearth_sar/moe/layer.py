@@ -12,6 +12,7 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.moe.backends import BACKENDS, Backend
 from crossearth_sar.moe.expert_spec import ExpertSpec
 from crossearth_sar.moe.experts import SharedExpert, StackedExperts
+from crossearth_sar.moe.forward_mode import refuse_tangents
 from crossearth_sar.moe.precision import compute_dtype
 from crossearth_sar.moe.router import Gate, PhysicsGuidedRouter, RoutingInfo
 
@@ -86,6 +87,7 @@ class PhysicsGuidedMoE(nn.Module):
                 got=f"shape {tuple(x_BTD.shape)}",
                 expected=f"(B, T, {self.router.dim})",
             )
+        refuse_tangents((x_BTD, *self.parameters()))
         backend = self.backend_of(x_BTD)
         routing = self.router(x_BTD, descriptors, backend)
         plan = backend.make_plan(routing.expert_index, self.router.num_experts)

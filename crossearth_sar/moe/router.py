@@ -8,8 +8,7 @@ B batch, T tokens, D dim, P descriptors, E experts, K top-k.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,8 @@ Gate = Literal["normalized", "straight_through", "probability"]
 GATES: tuple[str, ...] = ("normalized", "straight_through", "probability")
 
 
-@dataclass(frozen=True)
-class RoutingInfo:
-    """What one MoE layer decided, returned beside its output.
+class RoutingInfo(NamedTuple):
+    """What one MoE layer decided, returned beside its output; a tuple, into which hooks, DDP and export look.
 
     expert_index: (B, T, K) int64, by falling probability, ties to the lower index.
     gate: (B, T, K), what each expert's output is multiplied by.

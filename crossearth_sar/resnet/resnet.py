@@ -6,9 +6,8 @@ B batch, H W pixels, D channels of a stage.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,7 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.resnet.config import ResNetConfig
 
 
-@dataclass(frozen=True)
-class ResNetOutput:
+class ResNetOutput(NamedTuple):
     """feature_maps: (B, D, h, w) of each stage, at strides 4, 8, 16, 32; tokens: None, there are none;
     routing: empty, nothing is sparse."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -101,8 +101,7 @@ class ViTConfig:
         return int(self.dim * self.ffn_ratio)
 
 
-@dataclass(frozen=True)
-class ViTOutput:
+class ViTOutput(NamedTuple):
     """feature_maps: those of the stem, if there is one, then one (B, D, h, w) per out block, before the final
     norm; tokens: (B, T, D) after it; routing: one entry per block, None for a dense FFN."""
 

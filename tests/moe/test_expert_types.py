@@ -34,10 +34,10 @@ DIM, HIDDEN = 16, 24
 
 
 @register_expert
-class SwiGLU(ExpertType):
+class Outsider(ExpertType):
     """(silu(x w_gate^T) * (x w_up^T)) w_down^T, with biases; dense as in DINOv2: w12 for both, then w3."""
 
-    kind = "swiglu"
+    kind = "outsider"
     activations = ("silu",)
     silencing = ("w_down", "b_down")
 
@@ -70,7 +70,7 @@ class SwiGLU(ExpertType):
         return dict(zip((f"{letter}_gate", f"{letter}_up"), value.chunk(2), strict=True))
 
 
-SPEC = ExpertSpec(kind="swiglu")
+SPEC = ExpertSpec(kind="outsider")
 
 
 def layer_of(spec: ExpertSpec = SPEC, **options: Any) -> PhysicsGuidedMoE:
@@ -128,7 +128,7 @@ def test_layer_and_every_gradient_against_tokens_one_by_one(
 
 
 def test_without_biases_and_under_autocast() -> None:
-    bare = layer_of(ExpertSpec(kind="swiglu", bias=False))
+    bare = layer_of(ExpertSpec(kind="outsider", bias=False))
     assert {name for name, _ in bare.experts.named_parameters()} == {"w_gate", "w_up", "w_down"}
     x = torch.randn(2, 5, DIM)
     biased = layer_of()
@@ -202,7 +202,7 @@ def test_replace_ffn_keeps_the_function_of_a_transformer(shared: int) -> None:
     model, x = Transformer(), torch.randn(2, 7, DIM)
     model.blocks[0]["mlp"].w12.requires_grad_(False)
     before = model(x)
-    moe = replace_ffn(model, "*.mlp", num_experts=3, expert=ExpertSpec(kind="swiglu", shared=shared))
+    moe = replace_ffn(model, "*.mlp", num_experts=3, expert=ExpertSpec(kind="outsider", shared=shared))
     for layer in moe.layers.values():
         nn.init.normal_(layer.router.weight)
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-5)
@@ -230,16 +230,16 @@ def test_noise_of_two_parameters_from_one_tensor_is_not_the_same() -> None:
 def test_replace_ffn_refuses_what_is_no_such_ffn() -> None:
     with pytest.raises(InputError, match="computes something else"):
         replace_ffn(Transformer(Swapped), "*.mlp", expert=SPEC)
-    with pytest.raises(InputError, match=r"(?s)is a gated FFN \(SwiGLU\).*give the type that reads it"):
+    with pytest.raises(InputError, match=r"(?s)is a gated FFN \(SwiGLU\).*give expert=ExpertSpec"):
         replace_ffn(Transformer(), "*.mlp")
     with pytest.raises(InputError, match="is no SwiGLU"):
         replace_ffn(nn.Sequential(nn.Linear(3, 3)), "0", expert=SPEC)
     with pytest.raises(InputError, match="does not fill an expert"):
-        replace_ffn(Transformer(), "*.mlp", expert=ExpertSpec(kind="swiglu", bias=False))
+        replace_ffn(Transformer(), "*.mlp", expert=ExpertSpec(kind="outsider", bias=False))
 
 
 def changes(**expert: Any) -> dict[str, Any]:
-    return {**MICRO, "moe": {"num_experts": 3, "expert": {"kind": "swiglu", **expert}}}
+    return {**MICRO, "moe": {"num_experts": 3, "expert": {"kind": "outsider", **expert}}}
 
 
 def test_a_whole_model_trains_is_saved_exported_and_loaded(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_whole_model_trains_is_saved_exported_and_loaded(tmp_path: Path) -> No
             assert parameter.grad.isfinite().all()
     checkpoint = tmp_path / "run" / "step-000001"
     save_model(model, checkpoint)
-    assert json.loads((checkpoint / "config.json").read_text())["moe"]["expert"]["kind"] == "swiglu"
+    assert json.loads((checkpoint / "config.json").read_text())["moe"]["expert"]["kind"] == "outsider"
     expected = model.predict(image)
     assert torch.equal(load_model(checkpoint).predict(image), expected)
     sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in checkpoint.iterdir()}
@@ -261,12 +261,12 @@ def test_a_whole_model_trains_is_saved_exported_and_loaded(tmp_path: Path) -> No
     export(checkpoint, tmp_path / "out")
     exported = load_model(tmp_path / "out")
     assert torch.equal(exported.predict(image), expected)
-    assert exported.backbone.blocks[0].mlp.experts.expert.kind == "swiglu"
+    assert exported.backbone.blocks[0].mlp.experts.expert.kind == "outsider"
     other = build_model("crossearth_sar_tiny", 3, changes=changes(shared=1), weights=checkpoint)
     torch.testing.assert_close(other.backbone.state_dict(), model.backbone.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("expert", [{"kind": "swiglu"}, {"kind": "swiglu", "shared": 2}, {"bias": False}])
+@pytest.mark.parametrize("expert", [{"kind": "outsider"}, {"kind": "outsider", "shared": 2}, {"bias": False}])
 def test_the_planner_counts_what_is_built(expert: dict[str, Any]) -> None:
     config = merge(crossearth_sar_tiny(3), {"moe": {"num_experts": 3, "top_k": 2, "expert": expert}})
     model, counted = (
@@ -288,14 +288,14 @@ def test_the_planner_runs_it_on_tensors_without_data() -> None:
             merge(crossearth_sar_tiny(3), {**MICRO, "moe": {"expert": {"kind": kind}}}),
             bf16=False, checkpointing=False,
         )
-        for kind in ("ffn", "swiglu")
+        for kind in ("ffn", "outsider")
     )  # fmt: skip
     hidden_rows = 4 * 65 * 4 * 32 * 4  # blocks, tokens, four times the width, bytes
     assert 3 * hidden_rows <= swiglu - ffn <= 4 * hidden_rows
 
 
 def test_matrices_decay_and_biases_do_not() -> None:
-    layer = layer_of(ExpertSpec(kind="swiglu", shared=1))
+    layer = layer_of(ExpertSpec(kind="outsider", shared=1))
     names = {id(p): name for name, p in layer.named_parameters()}
     decayed = {names[id(p)] for g in parameter_groups(layer, 0.05) if g["weight_decay"] for p in g["params"]}
     matrices = {f"{stack}.w_{n}" for stack in ("experts", "shared") for n in ("gate", "up", "down")}
@@ -303,15 +303,15 @@ def test_matrices_decay_and_biases_do_not() -> None:
 
 
 def test_a_setting_reaches_it() -> None:
-    asked = parse_overrides(["moe.expert.kind=swiglu", "moe.expert.bias=false"])
+    asked = parse_overrides(["moe.expert.kind=outsider", "moe.expert.bias=false"])
     config = merge(crossearth_sar_tiny(3), asked)
     assert config.moe is not None
-    assert config.moe.expert == ExpertSpec(kind="swiglu", bias=False)
+    assert config.moe.expert == ExpertSpec(kind="outsider", bias=False)
     assert from_mapping(ModelConfig, to_mapping(config)) == config
-    with pytest.raises(InputError, match=r"unknown expert type 'swiglo' \(did you mean 'swiglu'"):
-        merge(crossearth_sar_tiny(3), parse_overrides(["moe.expert.kind=swiglo"]))
+    with pytest.raises(InputError, match=r"unknown expert type 'outsidr' \(did you mean 'outsider'"):
+        merge(crossearth_sar_tiny(3), parse_overrides(["moe.expert.kind=outsidr"]))
     with pytest.raises(InputError, match=r"(?s)activation.*silu"):
-        merge(crossearth_sar_tiny(3), {"moe": {"expert": {"kind": "swiglu", "activation": "relu"}}})
+        merge(crossearth_sar_tiny(3), {"moe": {"expert": {"kind": "outsider", "activation": "relu"}}})
 
 
 def split_experts() -> list[str]:
@@ -346,12 +346,12 @@ def test_a_backend_without_the_type_is_refused_and_auto_passes_it_over(
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert {s.name for s in moe_backend_status() if s.usable} >= {"triton"}
-    with pytest.raises(InputError, match=r"its kernels are for .*'ffn'.*not 'swiglu'"):
+    with pytest.raises(InputError, match=r"its kernels are for .*'ffn'.*not 'outsider'"):
         layer_of(backend="triton")
     monkeypatch.setattr("crossearth_sar.backend.TRITON_MEASURED", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert (resolve_moe_backend("auto"), resolve_moe_backend("auto", 16, 16, "swiglu")) == (
+    assert (resolve_moe_backend("auto"), resolve_moe_backend("auto", 16, 16, "outsider")) == (
         "triton",
         "grouped_mm",
     )
@@ -363,9 +363,9 @@ def test_every_backend_of_the_chooser_is_an_object() -> None:
 
 
 def test_refuses_a_kind_that_is_taken_and_an_activation_said_twice() -> None:
-    with pytest.raises(InputError, match="an expert type 'swiglu' already"):
-        register_expert(type("Other", (SwiGLU,), {}))
-    assert register_expert(SwiGLU) is SwiGLU, "the same once more changes nothing"
+    with pytest.raises(InputError, match="an expert type 'outsider' already"):
+        register_expert(type("Other", (Outsider,), {}))
+    assert register_expert(Outsider) is Outsider, "the same once more changes nothing"
     with pytest.raises(InputError, match="said twice"):
         PhysicsGuidedMoE(DIM, activation="relu", expert=SPEC)
 

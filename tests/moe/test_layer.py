@@ -7,6 +7,7 @@ import torch
 
 from crossearth_sar import PhysicsGuidedMoE
 from crossearth_sar.errors import InputError
+from crossearth_sar.moe import ExpertSpec
 from crossearth_sar.moe.oracle import moe_oracle
 from crossearth_sar.moe.router import GATES
 
@@ -121,3 +122,29 @@ def test_refuses() -> None:
         PhysicsGuidedMoE(8, backend="triton")
     with pytest.raises(InputError, match="did you mean 'reference'"):
         PhysicsGuidedMoE(8, backend="referense")
+
+
+@pytest.mark.parametrize("kind", ["ffn", "swiglu"])
+def test_forward_mode_is_refused_not_answered_with_zeros(kind: str) -> None:
+    layer = PhysicsGuidedMoE(8, 16, num_experts=3, num_descriptors=0, expert=ExpertSpec(kind=kind))
+    x = torch.randn(1, 5, 8)
+    with pytest.raises(InputError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda x: layer(x)[0], (x,), (torch.ones_like(x),))
+    with pytest.raises(InputError, match="no forward-mode derivative"):
+        torch.func.jacfwd(
+            lambda w: torch.func.functional_call(
+                layer, {"experts.w_down" if kind == "swiglu" else "experts.w2": w}, (x,)
+            )[0]
+        )(layer.experts.w_down if kind == "swiglu" else layer.experts.w2)
+    with torch.autograd.forward_ad.dual_level():
+        layer(x)  # nothing here carries a tangent
+
+
+def test_the_layer_is_exported() -> None:
+    layer = PhysicsGuidedMoE(8, 16, num_experts=3).eval()
+    program = torch.export.export(layer, (torch.randn(2, 5, 8), torch.randn(2, 3)))
+    x, physics = torch.randn(2, 5, 8), torch.randn(2, 3)
+    y, routing = program.module()(x, physics)
+    expected, decided = layer(x, physics)
+    assert torch.equal(y, expected)
+    assert torch.equal(routing.expert_index, decided.expert_index)

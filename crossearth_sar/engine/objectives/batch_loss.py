@@ -11,7 +11,6 @@ B images of a part, H W pixels, P parts, K kinds of loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -58,8 +57,8 @@ def with_global_shares(output: ModelOutput, ranks: Ranks) -> ModelOutput:
         return output
     share_LE = torch.stack([routing.expert_fraction for routing in output.routing])
     share_LE = mean_over_ranks(share_LE)
-    routing = [replace(r, expert_fraction=f) for r, f in zip(output.routing, share_LE, strict=True)]
-    return replace(output, routing=tuple(routing))
+    routing = [r._replace(expert_fraction=f) for r, f in zip(output.routing, share_LE, strict=True)]
+    return output._replace(routing=tuple(routing))
 
 
 def _normalizers(mask_BHW: Tensor, config: DecoderConfig) -> tuple[float, ...]:

@@ -3,8 +3,9 @@
 from crossearth_sar.errors import InputError
 from crossearth_sar.moe.expert_types.base import DenseFFN, ExpertType
 from crossearth_sar.moe.expert_types.ffn import FFN
+from crossearth_sar.moe.expert_types.swiglu import SwiGLU
 
-EXPERT_TYPES: dict[str, type[ExpertType]] = {FFN.kind: FFN}
+EXPERT_TYPES: dict[str, type[ExpertType]] = {FFN.kind: FFN, SwiGLU.kind: SwiGLU}
 
 
 def register_expert(expert_type: type[ExpertType]) -> type[ExpertType]:
@@ -22,4 +23,4 @@ def register_expert(expert_type: type[ExpertType]) -> type[ExpertType]:
     return expert_type
 
 
-__all__ = ["EXPERT_TYPES", "FFN", "DenseFFN", "ExpertType", "register_expert"]
+__all__ = ["EXPERT_TYPES", "FFN", "DenseFFN", "ExpertType", "SwiGLU", "register_expert"]

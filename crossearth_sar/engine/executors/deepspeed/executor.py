@@ -23,7 +23,6 @@ from crossearth_sar.engine.executors.deepspeed.optimizer_state import (
     gather_masters,
     set_weight,
 )
-from crossearth_sar.engine.executors.deepspeed.zero3 import after_engine, before_engine
 from crossearth_sar.engine.optim import make_optimizer
 from crossearth_sar.engine.planning.layout import (
     Layout,
@@ -66,13 +65,9 @@ class DeepSpeedExecutor:
 
         stage = self.config.parallel.zero_stage
         shard_experts(model, self.ep_size)
-        if stage == 3:
-            before_engine(model)
         optimizer = make_optimizer(model, self.config.optim)
         settings = deepspeed_config(self.config, self.layout)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-        if stage == 3:
-            after_engine(model)
         if stage in (1, 2):
             # In fp32 DeepSpeed looks at the norm alone, where a rank's expert with a NaN can average away.
             engine.optimizer.check_grad_overflow = True
