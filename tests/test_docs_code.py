@@ -20,11 +20,19 @@ from documents import Block, blocks
 from micro_model import micro
 from transformers import Dinov2Config, Dinov2Model
 
-from crossearth_sar import CrossEarthSAR, build_model, load_model, save_model
+from crossearth_sar import (
+    CrossEarthSAR,
+    build_model,
+    load_model,
+    replace_ffn,
+    sar_descriptors,
+    save_model,
+)
 from crossearth_sar.cli.main import main
 from crossearth_sar.cli.own_config import OwnConfig
 from crossearth_sar.config import from_mapping
 from crossearth_sar.data.domain import open_domain
+from crossearth_sar.descriptors import RunningStandardizer
 from crossearth_sar.evaluation.protocol import ProtocolConfig, open_target
 from crossearth_sar.evaluation.registry import benchmark
 
@@ -49,6 +57,13 @@ def somebody_elses(place: Path, patch: pytest.MonkeyPatch) -> Names:
         "pixels": torch.rand(2, 3, 56, 56),
         "task_loss": lambda tokens: tokens.square().mean(),
     }
+
+
+def described(place: Path, patch: pytest.MonkeyPatch) -> Names:
+    """A Dinov2Model and what the block imports elsewhere."""
+    config = Dinov2Config(hidden_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=56)
+    names = {"RunningStandardizer": RunningStandardizer, "sar_descriptors": sar_descriptors}
+    return {"model": Dinov2Model(config), "replace_ffn": replace_ffn, **names}
 
 
 def a_row(place: Path, patch: pytest.MonkeyPatch) -> Names:
@@ -87,7 +102,8 @@ def hub(place: Path, patch: pytest.MonkeyPatch) -> Names:
 
 PYTHON: dict[str, tuple[str, Maker]] = {
     "ten lines of use": ("layer = PhysicsGuidedMoE(dim=384)", ten_lines),
-    "somebody else's transformer": ("moe = replace_ffn(model,", somebody_elses),
+    "somebody else's transformer": ("every expert starts as the FFN it replaces", somebody_elses),
+    "descriptors of somebody else's model": ("def describe(model, pixel_values)", described),
     "probes in Python": ("rows = probe_table(encoders", probed),
     "a row of the benchmarks": ('row = benchmark("K2C")', a_row),
     "DINOv2's file": ('weights="dinov2_vits14_pretrain.pth"', dinov2_file),
