@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bench.speed.moe_problem import NUM_EXPERTS, Absent, Contender, Problem, Scope, prescribed_gate
 from crossearth_sar import PhysicsGuidedMoE
 from crossearth_sar.backend import MOE_BACKENDS, moe_backend_status
+from crossearth_sar.moe.backends.grouped_mm import bias_rows
 
 TOKENS_PER_IMAGE = 1024
 """Of a 512 x 512 image in patches of 16: how tokens are cut into images where the count allows."""
@@ -291,8 +292,8 @@ def _grouped_mm(problem: Problem, scope: Scope) -> Contender:
         ends = counts.cumsum(0)
         expert_N = torch.searchsorted(ends, torch.arange(rows.shape[0], device=rows.device), right=True)
         offs = ends.to(torch.int32)
-        hidden = problem.act(F.grouped_mm(rows, w1.transpose(1, 2), offs=offs) + b1[expert_N])
-        return F.grouped_mm(hidden, w2.transpose(1, 2), offs=offs) + b2[expert_N]
+        hidden = problem.act(F.grouped_mm(rows, w1.transpose(1, 2), offs=offs) + bias_rows(b1, expert_N))
+        return F.grouped_mm(hidden, w2.transpose(1, 2), offs=offs) + bias_rows(b2, expert_N)
 
     return Contender("F.grouped_mm", _grouped(problem, scope, ffn), own)
 

@@ -10,6 +10,8 @@ N routed rows, E experts, E1 = E + 1, I and J: widths in and out of a product.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,7 +40,7 @@ class GroupedMM(ComposingBackend):
                     fix="backend='auto' or 'reference' takes any",
                 )
             rows_NJ = F.grouped_mm(rows_NI, weight_EJI.transpose(1, 2), offs=ends_E)
-            return rows_NJ if bias_EJ is None else rows_NJ + bias_EJ.index_select(0, expert_N)
+            return rows_NJ if bias_EJ is None else rows_NJ + bias_rows(bias_EJ, expert_N)
 
         return linear
 
@@ -47,3 +49,30 @@ def expert_of_row(offsets_E1: Tensor, rows: int) -> Tensor:
     """(N,) the expert of each grouped row, without asking the device how many rows an expert has."""
     row_N = torch.arange(rows, device=offsets_E1.device, dtype=offsets_E1.dtype)
     return torch.searchsorted(offsets_E1[1:], row_N, right=True)
+
+
+def bias_rows(bias_EJ: Tensor, expert_N: Tensor) -> Tensor:
+    """(N, J) the bias of each row's expert. Its gradient is a product with ones, which sums in float32:
+    index_select's adds the rows one by one in their own dtype, atomically, so that in bfloat16 a sum of
+    thousands of rows is off by percents and differs from run to run."""
+    rows: Tensor = _BiasRows.apply(bias_EJ, expert_N)
+    return rows
+
+
+class _BiasRows(torch.autograd.Function):
+    @staticmethod
+    def forward(bias_EJ: Tensor, expert_N: Tensor) -> Tensor:
+        return bias_EJ.index_select(0, expert_N)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        bias_EJ, expert_N = inputs
+        ctx.experts = bias_EJ.shape[0]
+        ctx.save_for_backward(expert_N)
+
+    @staticmethod
+    def backward(ctx: Any, drows_NJ: Tensor) -> tuple[Tensor, None]:
+        (expert_N,) = ctx.saved_tensors
+        experts_E = torch.arange(ctx.experts, device=expert_N.device)
+        is_own_EN = (experts_E[:, None] == expert_N).to(drows_NJ.dtype)
+        return is_own_EN @ drows_NJ, None

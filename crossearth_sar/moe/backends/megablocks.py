@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crossearth_sar.errors import InputError
 from crossearth_sar.moe.backends.base import ComposingBackend, DispatchPlan, GroupedLinear
-from crossearth_sar.moe.backends.grouped_mm import expert_of_row
+from crossearth_sar.moe.backends.grouped_mm import bias_rows, expert_of_row
 
 
 class MegaBlocks(ComposingBackend):
@@ -37,6 +37,6 @@ class MegaBlocks(ComposingBackend):
                     fix="run under torch.autocast('cuda', torch.bfloat16), or take another backend",
                 )
             rows_NJ = gmm(rows_NI, weight_EJI, batch_sizes=counts_E, trans_b=True)
-            return rows_NJ if bias_EJ is None else rows_NJ + bias_EJ.index_select(0, expert_N)
+            return rows_NJ if bias_EJ is None else rows_NJ + bias_rows(bias_EJ, expert_N)
 
         return linear
