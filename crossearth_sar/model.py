@@ -5,7 +5,6 @@ B batch, C bands (K in class scores: classes), H W pixels, P descriptors, L laye
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crossearth_sar.config import from_mapping, merge, to_mapping
+from crossearth_sar.config import from_mapping, merge, read_json, to_mapping
 from crossearth_sar.data.masked_arrays import filled_images, hide_unmeasured, measured_pixels
 from crossearth_sar.decoder import Decoder, make_decoder
 from crossearth_sar.descriptors import RunningStandardizer, join_tokens, named_descriptors
@@ -25,6 +23,14 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.ground_scale import average_power, classes_at, working_size
 from crossearth_sar.hub import HubFolder
 from crossearth_sar.input_contract import InputContract, checked_contract
+from crossearth_sar.model_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    require_fitting_weights,
+    require_model_files,
+    write_config,
+    write_model_files,
+)
 from crossearth_sar.model_output import LossTerms, ModelOutput, checked_temperature
 from crossearth_sar.network_input import checked_amplitude, network_input, statistics_of
 from crossearth_sar.peft import EarthAdapter
@@ -45,8 +51,6 @@ __all__ = [
     "load_model",
     "save_model",
 ]
-
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 EXTRAS = ("classes", "temperature", "input")
 """Keys of config.json that are not of ModelConfig."""
@@ -282,17 +286,22 @@ def save_model(
     """Writes `model.safetensors` and `config.json` into `folder`; `weights` replaces the model's own.
 
     With the config go the classes' names and colours where they are known. The MoE backend does not: it is
-    chosen where the model is loaded.
+    chosen where the model is loaded. An older model in the folder is replaced whole or not at all.
+
+    Raises:
+        InputError: the files cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if weights is None else weights
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / WEIGHTS_FILE)
-    save_config(model, folder)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    write_model_files(Path(folder), tensors, _described(model))
 
 
 def save_config(model: CrossEarthSAR, folder: Path) -> None:
     """Writes `config.json` alone: what `load_model` builds."""
+    write_config(folder, _described(model))
+
+
+def _described(model: CrossEarthSAR) -> dict[str, Any]:
     mapping = to_mapping(_with_backend(model.config, "auto"))
     if model.class_names is not None:
         mapping["classes"] = to_mapping({"names": model.class_names, "palette": model.palette})
@@ -300,7 +309,7 @@ def save_config(model: CrossEarthSAR, folder: Path) -> None:
         mapping["temperature"] = model.temperature
     if model.contract is not None:
         mapping["input"] = to_mapping(model.contract)
-    (folder / CONFIG_FILE).write_text(json.dumps(mapping, indent=2) + "\n", encoding="utf-8")
+    return mapping
 
 
 def load_model(
@@ -322,26 +331,10 @@ def load_model(
             does not work here.
     """
     folder = model_folder(path)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"no model in {folder}",
-                got=f"{name} is missing",
-                expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}",
-                fix="give the folder that save_model or a training run wrote, or a model of the package: "
-                f"{', '.join(shipped_models())}",
-            )
-    reading = folder / CONFIG_FILE
+    require_model_files(folder, f"a model of the package: {', '.join(shipped_models())}")
+    mapping = read_json(folder / CONFIG_FILE)
     try:
-        mapping = json.loads(reading.read_text(encoding="utf-8"))
-        reading = folder / WEIGHTS_FILE
-        state = load_file(reading)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise InputError(
-            f"{reading} cannot be read", got=str(error), fix="copy it again from where it came"
-        ) from error
-    try:
-        extras = {key: mapping.pop(key, None) for key in EXTRAS} if isinstance(mapping, dict) else {}
+        extras = {key: mapping.pop(key, None) for key in EXTRAS}
         config = from_mapping(ModelConfig, mapping)
     except InputError as error:
         raise InputError(
@@ -349,19 +342,15 @@ def load_model(
             got=str(error),
             fix="use the config.json that was saved with the weights",
         ) from error
-    model = CrossEarthSAR(_with_backend(config, backend))
+    temperature = checked_temperature(extras["temperature"], folder / CONFIG_FILE)
+    contract = checked_contract(extras["input"], folder / CONFIG_FILE)
+    config = _with_backend(config, backend)
+    require_fitting_weights(lambda: CrossEarthSAR(config), folder)
+    model = CrossEarthSAR(config)
     if extras["classes"] is not None:
         _name_classes(model, extras["classes"], folder / CONFIG_FILE)
-    model.temperature = checked_temperature(extras["temperature"], folder / CONFIG_FILE)
-    model.contract = checked_contract(extras["input"], folder / CONFIG_FILE)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(
-            f"{WEIGHTS_FILE} and {CONFIG_FILE} in {folder} do not fit each other",
-            got=str(error),
-            fix="use the two files of one save_model call or training run",
-        ) from error
+    model.temperature, model.contract = temperature, contract
+    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     return model.to(device).eval()
 
 
@@ -372,7 +361,7 @@ def _with_backend(config: ModelConfig, backend: str) -> ModelConfig:
 def _name_classes(model: CrossEarthSAR, classes: Any, where: Path) -> None:
     try:
         model.name_classes(classes["names"], classes.get("palette"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"«classes» in {where} names no classes of this model",
             got=str(error),

@@ -7,7 +7,6 @@ never loaded: its classes are the task's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossearth_sar.config import from_mapping
+from crossearth_sar.config import from_mapping, read_json
 from crossearth_sar.errors import InputError
 from crossearth_sar.moe import ExpertSpec, upcycle_state_dict
 from crossearth_sar.moe.expert_types import FFN
@@ -117,10 +116,7 @@ def _own_config(path: Path) -> ModelConfig | None:
     """The config of a folder of this package; None for a file, or for transformers' folder."""
     if not (path / "config.json").is_file():
         return None
-    try:
-        mapping = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path / 'config.json'} is not JSON", got=str(error)) from error
+    mapping = read_json(path / "config.json")
     if "vit" not in mapping:
         return None
     for key in ("classes", "temperature", "input"):  # the decoder's, which is not taken, and its data

@@ -18,13 +18,13 @@ PACKAGE = ROOT / "crossearth_sar"
 
 FLOORS = [
     {"version", "errors", "spacing", "shipped"},
-    {"config_keys"},
+    {"config_keys", "whole"},
     {"config"},
     {"kernels", "decibels", "ground_scale"},
     {"backend", "convolution", "network_input", "input_contract", "provenance", "device"},
     {"descriptors", "moe", "data"},
     {"vit", "decoder", "peft"},
-    {"presets", "hub", "model_output"},
+    {"presets", "hub", "model_output", "model_files"},
     {"pretrained", "sliding"},
     {"model"},
     {"pseudo_labels"},

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossearth_sar.engine.checkpoint_files import (
@@ -39,7 +39,6 @@ from crossearth_sar.engine.checkpoint_files import (
     TRAINED_FILE,
     WRITING,
     check_intact,
-    flush,
     put_in_place,
     read_state,
     sha256_of,
@@ -53,6 +52,8 @@ from crossearth_sar.engine.executors.base import Executor
 from crossearth_sar.engine.objectives.base import Objective
 from crossearth_sar.engine.optim import MOMENTS
 from crossearth_sar.errors import InputError
+from crossearth_sar.model_files import save_file
+from crossearth_sar.whole import flush
 
 
 class SaveError(RuntimeError):

@@ -15,8 +15,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from crossearth_sar.engine.objectives.base import WEIGHTS_FILE
 from crossearth_sar.errors import InputError
+from crossearth_sar.model_files import WEIGHTS_FILE
+from crossearth_sar.whole import flush
 
 logger = logging.getLogger("crossearth_sar")
 
@@ -151,11 +152,3 @@ def write_flushed(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

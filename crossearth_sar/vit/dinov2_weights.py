@@ -7,7 +7,6 @@ kernel and grid are resized to the model's. A .pth file is read with weights_onl
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from crossearth_sar.config import read_json
 from crossearth_sar.errors import InputError
 from crossearth_sar.vit.embed import resize_position_embedding
 from crossearth_sar.vit.vit import VisionTransformer, ViTConfig
@@ -210,10 +210,7 @@ def _read_folder(folder: Path, config: ViTConfig) -> dict[str, Tensor]:
                 got=f"{name} is missing; there: {_listed(sorted(p.name for p in folder.iterdir())) or '-'}",
                 expected="config.json and model.safetensors",
             )
-    try:
-        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{folder / 'config.json'} is not JSON", got=str(error)) from error
+    theirs = read_json(folder / "config.json")
     other = {key: theirs.get(key) for key, value in _THEIR_CONFIG.items() if theirs.get(key, value) != value}
     if theirs.get("use_swiglu_ffn"):
         other["use_swiglu_ffn"] = True

@@ -31,7 +31,8 @@ def require_room(path: Path, shape: Sequence[int], dtype: object, *, on_disk: in
 
     Args:
         shape, dtype: of what is to be decoded; booleans count as bytes.
-        on_disk: bytes that hold the pixels, where that is not the size of the file at `path`; 0: nobody knows.
+        on_disk: bytes that hold the pixels, where that is not the size of the file at `path`; 0: not
+            known.
 
     Raises:
         InputError: it is out of proportion, or larger than the memory of the machine.

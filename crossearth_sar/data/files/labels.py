@@ -173,8 +173,8 @@ def decode_label(
 ) -> np.ndarray:
     """(H, W) uint8 class indices of raw labels (C, H, W), C = 1 for values and 3 for RGB.
 
-    NaN in a label of floats, or in a channel, is IGNORE_INDEX, and so is what is not `labelled`, (H, W) bool. Raises InputError
-    as `read_label` does.
+    NaN in a label of floats, or in a channel, is IGNORE_INDEX, and so is what is not `labelled`, (H, W)
+    bool. Raises InputError as `read_label` does.
     """
     if len(values) != (3 if table.is_rgb else 1):
         raise InputError(
@@ -190,7 +190,7 @@ def decode_label(
         )
     mask = np.empty(values.shape[1:], np.uint8)
     unknown = []
-    for rows in row_blocks(slice(0, len(mask)), max(1, mask.shape[1])):
+    for rows in row_blocks(slice(0, len(mask)), max(1, values.shape[2])):
         here = None if labelled is None else labelled[rows]
         mask[rows], others = _decoded_rows(values[:, rows], table, name, here)
         unknown.append(others)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from crossearth_sar.engine.executors.base import Executor
+from crossearth_sar.model_files import WEIGHTS_FILE, save_file
 
 Batch = dict[str, Any]
 Forward = Callable[..., Any]
@@ -39,9 +39,6 @@ class Load(Protocol):
             join: samples -> a batch.
             in_process: no worker processes, whatever the settings say.
         """
-
-
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
