@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from crossearth_sar.config import to_mapping
-from crossearth_sar.engine.checkpoint_files import list_checkpoints, read_state, step_name
+from crossearth_sar.engine.checkpoint_files import list_checkpoints, read_state, without_state
+from crossearth_sar.engine.checkpoint_state import STATE_FILE, step_name
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.errors import InputError
 
@@ -23,6 +24,8 @@ def find_checkpoint(config: RunConfig, resume: str | None, say: Callable[[str], 
     """
     output = Path(config.output)
     existing = list_checkpoints(output / "checkpoints")
+    for path in without_state(output / "checkpoints"):
+        say(f"note: {path} has no {STATE_FILE} and does not count as a checkpoint")
     if resume is None:
         if existing:
             raise InputError(

@@ -132,6 +132,15 @@ class Objective:
         """Restores what `state` gave."""
         assert not state
 
+    def about(self) -> dict[str, Any]:
+        """What a resumed run must find as it was, data for instance: kept in each checkpoint's state.json. Of
+        the main rank."""
+        return {}
+
+    def check_about(self, before: dict[str, Any]) -> None:
+        """Compares what `about` gave when the checkpoint was made; InputError where the run would not be the
+        same. Of the main rank."""
+
     def save_model(self, model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> list[str]:
         """Writes the network with these weights, and what says how to build it; the names of the files."""
         folder.mkdir(parents=True, exist_ok=True)
