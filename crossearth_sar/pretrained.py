@@ -137,15 +137,21 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
+def function_of(config: ModelConfig) -> dict[str, Any]:
+    """What shapes do not show, as plain data: heads, and which descriptor each router column is for."""
+    said: dict[str, Any] = {"vit.num_heads": config.vit.num_heads}
+    if config.moe is not None:
+        said["moe.descriptors"] = [*config.moe.descriptors]
+        said["moe.local_physics"] = config.moe.local_physics
+        said["moe.standardize"] = config.moe.standardize
+        said["moe.expert"] = repr(config.moe.expert.make())
+    return said
+
+
 def _require_same_function(own: ModelConfig, config: ModelConfig, path: Path) -> None:
-    """What shapes do not show: heads, and which descriptor each router column is for."""
-    pairs: dict[str, tuple[Any, Any]] = {"vit.num_heads": (own.vit.num_heads, config.vit.num_heads)}
-    if own.moe and config.moe:
-        pairs["moe.descriptors"] = (own.moe.descriptors, config.moe.descriptors)
-        pairs["moe.local_physics"] = (own.moe.local_physics, config.moe.local_physics)
-        pairs["moe.standardize"] = (own.moe.standardize, config.moe.standardize)
-        pairs["moe.expert"] = (repr(own.moe.expert.make()), repr(config.moe.expert.make()))
-    different = {key: values for key, values in pairs.items() if values[0] != values[1]}
+    theirs, ours = function_of(own), function_of(config)
+    different = {key: (theirs[key], ours[key]) for key in theirs.keys() & ours.keys()}
+    different = {key: values for key, values in sorted(different.items()) if values[0] != values[1]}
     if different:
         raise InputError(
             f"weights {path} are of a model that computes something else",
