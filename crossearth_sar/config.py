@@ -9,6 +9,7 @@ Not a framework: no inheritance of configs, no registry, no interpolation.
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -116,6 +117,27 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content or {}
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises:
+        InputError: naming the file, where it cannot be read, is no mapping, or is nested without end.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", got=error.strerror) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read: it is not JSON", got=str(error), fix="copy it again from where it came"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} is not a mapping", got=type(content).__name__, fix="copy it again from where it came"
+        )
+    return content
+
+
 def write_yaml(config: Any, path: str | Path) -> None:
     """Writes a config so that `from_mapping(cls, read_yaml(path))` gives it back."""
     Path(path).write_text(yaml.safe_dump(to_mapping(config), sort_keys=False), encoding="utf-8")
@@ -125,6 +147,16 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
     """The check a config's `__post_init__` makes: raises InputError unless `condition`."""
     if not condition:
         raise InputError(f"{name} does not fit", got=repr(value), expected=expected)
+
+
+def require_range(config: Any, prefix: str, low: float, high: float, *names: str) -> None:
+    """InputError unless these fields of a config lie from `low` to `high`, which NaN does not; None passes.
+
+    What is absurd is refused here, before anybody builds or allocates it: settings come in files, too.
+    """
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or low <= value <= high, f"{prefix}{name}", value, f"{low:g} to {high:g}")
 
 
 class _Loader(yaml.SafeLoader):

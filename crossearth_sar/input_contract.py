@@ -17,6 +17,9 @@ from typing import Any
 from crossearth_sar.config import from_mapping, require
 from crossearth_sar.errors import InputError
 
+MAX_DB = 1000.0
+"""float32 ends at 770 dB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputContract:
@@ -42,7 +45,14 @@ class InputContract:
         if self.db_mean is not None and self.db_std is not None:
             fits = len(self.db_mean) == len(self.db_std) == (self.bands or len(self.db_mean))
             require(fits, "db_mean", self.db_mean, "a number for each band")
-            require(all(std > 0 for std in self.db_std), "db_std", self.db_std, "above 0")
+            known = all(-MAX_DB <= mean <= MAX_DB for mean in self.db_mean)
+            require(known, "db_mean", self.db_mean, f"decibels from {-MAX_DB:g} to {MAX_DB:g}")
+            require(
+                all(0 < std <= MAX_DB for std in self.db_std),
+                "db_std",
+                self.db_std,
+                f"above 0, to {MAX_DB:g}",
+            )
 
     @property
     def has_statistics(self) -> bool:

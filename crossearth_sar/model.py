@@ -5,7 +5,6 @@ B batch, C bands (K in class scores: classes), H W pixels, P descriptors, L laye
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossearth_sar.config import merge, to_mapping
@@ -24,8 +23,15 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.ground_scale import average_power, classes_at, working_size
 from crossearth_sar.hub import HubFolder
 from crossearth_sar.input_contract import InputContract, checked_contract
-from crossearth_sar.model_files import CONFIG_FILE, WEIGHTS_FILE, read_model_folder, with_backend
+from crossearth_sar.model_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    require_fitting_weights,
+    write_config,
+    write_model_files,
+)
 from crossearth_sar.model_output import LossTerms, ModelOutput, checked_temperature
+from crossearth_sar.model_reading import read_model_folder, with_backend
 from crossearth_sar.network_input import checked_amplitude, network_input, statistics_of
 from crossearth_sar.peft import EarthAdapter
 from crossearth_sar.presets import ModelConfig, MoEConfig, model_preset
@@ -291,17 +297,22 @@ def save_model(
     """Writes `model.safetensors` and `config.json` into `folder`; `weights` replaces the model's own.
 
     With the config go the classes' names and colours where they are known. The MoE backend does not: it is
-    chosen where the model is loaded.
+    chosen where the model is loaded. An older model in the folder is replaced whole or not at all.
+
+    Raises:
+        InputError: the files cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if weights is None else weights
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / WEIGHTS_FILE)
-    save_config(model, folder)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    write_model_files(Path(folder), tensors, _described(model))
 
 
 def save_config(model: CrossEarthSAR, folder: Path) -> None:
     """Writes `config.json` alone: what `load_model` builds."""
+    write_config(folder, _described(model))
+
+
+def _described(model: CrossEarthSAR) -> dict[str, Any]:
     mapping = to_mapping(with_backend(model.config, "auto"))
     if model.class_names is not None:
         mapping["classes"] = to_mapping({"names": model.class_names, "palette": model.palette})
@@ -309,7 +320,7 @@ def save_config(model: CrossEarthSAR, folder: Path) -> None:
         mapping["temperature"] = model.temperature
     if model.contract is not None:
         mapping["input"] = to_mapping(model.contract)
-    (folder / CONFIG_FILE).write_text(json.dumps(mapping, indent=2) + "\n", encoding="utf-8")
+    return mapping
 
 
 def load_model(
@@ -331,26 +342,22 @@ def load_model(
             does not work here.
     """
     saved = read_model_folder(path)
-    model, where = CrossEarthSAR(with_backend(saved.config, backend)), saved.folder / CONFIG_FILE
+    config, where = with_backend(saved.config, backend), saved.folder / CONFIG_FILE
+    temperature = checked_temperature(saved.extras["temperature"], where)
+    contract = checked_contract(saved.extras["input"], where)
+    require_fitting_weights(lambda: CrossEarthSAR(config), saved.folder)
+    model = CrossEarthSAR(config)
     if saved.extras["classes"] is not None:
         _name_classes(model, saved.extras["classes"], where)
-    model.temperature = checked_temperature(saved.extras["temperature"], where)
-    model.contract = checked_contract(saved.extras["input"], where)
-    try:
-        model.load_state_dict(saved.state)
-    except RuntimeError as error:
-        raise InputError(
-            f"{WEIGHTS_FILE} and {CONFIG_FILE} in {saved.folder} do not fit each other",
-            got=str(error),
-            fix="use the two files of one save_model call or training run",
-        ) from error
+    model.temperature, model.contract = temperature, contract
+    model.load_state_dict(load_file(saved.folder / WEIGHTS_FILE))
     return model.to(device).eval()
 
 
 def _name_classes(model: CrossEarthSAR, classes: Any, where: Path) -> None:
     try:
         model.name_classes(classes["names"], classes.get("palette"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"«classes» in {where} names no classes of this model",
             got=str(error),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,9 @@ from torch import Tensor
 from crossearth_sar.decoder import DecoderOutput
 from crossearth_sar.errors import InputError
 from crossearth_sar.moe import RoutingInfo
+
+MAX_TEMPERATURE = 1e6
+"""Beyond, all classes are as likely."""
 
 
 class ModelOutput(NamedTuple):
@@ -26,11 +28,11 @@ def checked_temperature(value: Any, where: Path) -> float | None:
     """The number that divides log probabilities (evaluation/calibration.py), as a model folder says it."""
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MAX_TEMPERATURE:
         raise InputError(
             f"«temperature» in {where} is none",
             got=repr(value),
-            expected="a number above 0",
+            expected=f"a number above 0, {MAX_TEMPERATURE:g} at most",
             fix="remove it: then probabilities are as they are computed",
         )
     return float(value)

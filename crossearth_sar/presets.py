@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from crossearth_sar.config import require
+from crossearth_sar.config import require, require_range
 from crossearth_sar.decoder import DecoderConfig
 from crossearth_sar.descriptors import PAPER_DESCRIPTORS, SCALE_FREE_DESCRIPTORS, DescriptorName
 from crossearth_sar.descriptors.scale_free import MIN_PATCH
@@ -73,9 +73,9 @@ class MoEConfig:
         return len(self.descriptors) + (len(SCALE_FREE_DESCRIPTORS) if self.local_physics else 0)
 
     def __post_init__(self) -> None:
-        require(self.num_experts >= 1, "moe.num_experts", self.num_experts, "at least 1")
+        require_range(self, "moe.", 1, 1024, "num_experts")
         require(1 <= self.top_k <= self.num_experts, "moe.top_k", self.top_k, f"1 .. {self.num_experts}")
-        require(self.balance_weight >= 0, "moe.balance_weight", self.balance_weight, "0 or more")
+        require_range(self, "moe.", 0, 1e6, "balance_weight")
         require(
             len(set(self.descriptors)) == len(self.descriptors),
             "moe.descriptors",
@@ -125,7 +125,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require_pixel_m(self.pixel_m)
         require(self.bands in (None, 1, 2, 3), "bands", self.bands, "1 to 3, or null")
-        require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
+        require_range(self, "", 1, 254, "num_classes")  # 255 is «no class»
+        require_range(self, "", 1, 65536, "crop_size", "window_size", "crop_stride")
         self._check_backbone()
         for name in ("crop_size", "window_size"):
             side = getattr(self, name)

@@ -7,7 +7,6 @@ sparse model are upcycled. The decoder is never loaded: its classes are the task
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossearth_sar.config import from_mapping
+from crossearth_sar.config import from_mapping, read_json
 from crossearth_sar.errors import InputError
 from crossearth_sar.moe import ExpertSpec, upcycle_state_dict
 from crossearth_sar.moe.expert_types import FFN
@@ -120,10 +119,7 @@ def _own_config(path: Path) -> ModelConfig | None:
     """The config of a folder of this package; None for a file, or for transformers' folder."""
     if not (path / "config.json").is_file():
         return None
-    try:
-        mapping = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path / 'config.json'} is not JSON", got=str(error)) from error
+    mapping = read_json(path / "config.json")
     if "vit" not in mapping:
         return None
     for key in ("classes", "temperature", "input"):  # the decoder's, which is not taken, and its data
@@ -142,17 +138,23 @@ def _read_own(path: Path, config: ModelConfig) -> tuple[dict[str, Tensor], dict[
     return backbone, {name: values for name, values in found.items() if values}
 
 
+def function_of(config: ModelConfig) -> dict[str, Any]:
+    """What shapes do not show, as plain data: heads, and which descriptor each router column is for."""
+    said: dict[str, Any] = {"backbone": _kind(config)}
+    if config.vit is not None:
+        said["vit.num_heads"] = config.vit.num_heads
+    if config.moe is not None:
+        said["moe.descriptors"] = [*config.moe.descriptors]
+        said["moe.local_physics"] = config.moe.local_physics
+        said["moe.standardize"] = config.moe.standardize
+        said["moe.expert"] = repr(config.moe.expert.make())
+    return said
+
+
 def _require_same_function(own: ModelConfig, config: ModelConfig, path: Path) -> None:
-    """What shapes do not show: heads, and which descriptor each router column is for."""
-    pairs: dict[str, tuple[Any, Any]] = {"backbone": (_kind(own), _kind(config))}
-    if own.vit and config.vit:
-        pairs["vit.num_heads"] = (own.vit.num_heads, config.vit.num_heads)
-    if own.moe and config.moe:
-        pairs["moe.descriptors"] = (own.moe.descriptors, config.moe.descriptors)
-        pairs["moe.local_physics"] = (own.moe.local_physics, config.moe.local_physics)
-        pairs["moe.standardize"] = (own.moe.standardize, config.moe.standardize)
-        pairs["moe.expert"] = (repr(own.moe.expert.make()), repr(config.moe.expert.make()))
-    different = {key: values for key, values in pairs.items() if values[0] != values[1]}
+    theirs, ours = function_of(own), function_of(config)
+    different = {key: (theirs[key], ours[key]) for key in theirs.keys() & ours.keys()}
+    different = {key: values for key, values in sorted(different.items()) if values[0] != values[1]}
     if different:
         raise InputError(
             f"weights {path} are of a model that computes something else",

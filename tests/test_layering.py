@@ -18,15 +18,15 @@ PACKAGE = ROOT / "crossearth_sar"
 
 FLOORS = [
     {"version", "errors", "spacing", "shipped"},
-    {"config_keys"},
+    {"config_keys", "whole"},
     {"config"},
     {"kernels", "decibels", "ground_scale"},
     {"backend", "device", "convolution", "batch_norm", "network_input", "input_contract", "state_files"}
     | {"provenance"},
     {"descriptors", "moe", "data"},
     {"vit", "resnet", "decoder", "peft"},
-    {"presets", "hub", "model_output"},
-    {"pretrained", "model_files", "sliding"},
+    {"presets", "hub", "model_output", "model_files"},
+    {"pretrained", "model_reading", "sliding"},
     {"model"},
     {"pseudo_labels", "selfsup"},
     {"evaluation"},

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import in_a_child
 from micro_model import amplitude, micro
 
 from crossearth_sar import InputError, build_model, load_model, save_model
+from crossearth_sar.input_contract import InputContract
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE
 from crossearth_sar.pretrained import load_backbone
 
@@ -154,7 +164,7 @@ def test_a_config_of_another_shape_is_named(saved: Path) -> None:
     edit_config(saved, "vit", "dim", 64)
     message = refused(saved)
     assert "do not fit each other" in message
-    assert "backbone.cls_token" in message
+    assert "(96,) on disk, (192,) in the model" in message
 
 
 @pytest.mark.parametrize(
@@ -169,4 +179,114 @@ def test_a_config_that_is_none_is_named(saved: Path, key: str, value: int, words
 
 def test_a_config_that_is_a_list_is_named(saved: Path) -> None:
     (saved / CONFIG_FILE).write_text("[]")
-    assert f"{saved / CONFIG_FILE} describes no model" in refused(saved)
+    assert f"{saved / CONFIG_FILE} is not a mapping" in refused(saved)
+
+
+ABSURD = (math.inf, math.nan, -3, 10**20)
+
+
+def numbers_in(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of the numbers in nested mappings and lists."""
+    if isinstance(content, dict | list):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            if key in ((0,) if isinstance(content, list) else content):  # of a list the first
+                yield from numbers_in(value, (*path, key))
+    elif isinstance(content, int | float) and not isinstance(content, bool):
+        yield path
+
+
+def test_absurd_sizes_are_refused_at_once(tmp_path: Path) -> None:
+    model = micro()
+    model.contract = InputContract(bands=1, db_mean=(1.0,), db_std=(2.0,))
+    model.temperature = 1.5
+    model.name_classes("abc", [[0, 0, 0]] * 3)
+    save_model(model, tmp_path)
+    text = (tmp_path / CONFIG_FILE).read_text(encoding="utf-8")
+    paths = list(numbers_in(json.loads(text)))
+    assert len(paths) > 30
+    started = time.perf_counter()
+    for path in paths:
+        for value in ABSURD:
+            content = json.loads(text)
+            place = content
+            for key in path[:-1]:
+                place = place[key]
+            if value == -3 and path[0] in ("input", "vit") and path[1] in ("db_mean", "layer_scale"):
+                continue  # which may be negative
+            place[path[-1]] = value
+            (tmp_path / CONFIG_FILE).write_text(json.dumps(content), encoding="utf-8")
+            try:
+                load_model(tmp_path)
+            except InputError:
+                continue
+            pytest.fail(f"{'.'.join(map(str, path))} = {value} is taken")
+    assert time.perf_counter() - started < 60, "each in a small part of a second"
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"num_classes": ' + "9" * 10_000 + "}"])
+def test_a_config_without_end_is_refused(saved: Path, content: str) -> None:
+    (saved / CONFIG_FILE).write_text(content)
+    assert f"{saved / CONFIG_FILE} cannot be read" in refused(saved)
+
+
+def test_files_of_a_model_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_model(micro(), tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+def test_a_full_disk_leaves_the_older_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for size in (0, 100, len(before[WEIGHTS_FILE]) - 1):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+            with pytest.raises(InputError, match=r"(?s)the model cannot be written to .*make room"):
+                save_model(micro(), saved)
+            assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forks of a process with threads
+def test_a_kill_at_any_event_leaves_both_files_of_one_model(tmp_path: Path) -> None:
+    """Killed before each file-system event of a save over an older model."""
+    small = {"vit": {"dim": 24}, "decoder": {"channels": 16}}
+    old, new = (build_model("crossearth_sar_tiny", 3, changes=small, sparse=False) for _ in range(2))
+    old.name_classes("abc")
+    new.name_classes("xyz")
+    save_model(old, tmp_path / "old")
+    found, event = [], 0
+    while not found or found[-1] != "done":
+        event += 1
+        folder = tmp_path / str(event)
+        shutil.copytree(tmp_path / "old", folder)
+        killed = in_a_child(lambda: die_at_event(event, folder, new))  # noqa: B023 - run at once
+        loaded = load_model(folder)
+        which = new if loaded.class_names == tuple("xyz") else old
+        assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in which.state_dict().items())
+        save_model(new, folder)
+        assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE], "litter"
+        found.append("done" if killed == 0 else "new" if which is new else "old")
+    assert {"old", "new"} <= set(found), "events before and after the new model holds"
+    assert event > 8
+
+
+def die_at_event(event: int, folder: Path, model: Any) -> None:
+    seen = 0
+
+    def audit(name: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        here = name in ("open", "os.mkdir", "os.rename", "os.rmdir", "os.chmod")
+        if here and str(folder) in str(arguments[0] if arguments else ""):
+            seen += 1
+            if seen == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(audit)
+    save_model(model, folder)

@@ -23,6 +23,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from bench.speed.harness import markdown_table, write_report
+from crossearth_sar.evaluation.probe.row import ProbeRow
 
 METHOD = "selfsup.method."
 VARIANTS: dict[str, list[str]] = {
@@ -93,9 +94,10 @@ def one_run(variant: str, seed: int, steps: int, settings: Sequence[str], work: 
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
         print(f"{output.name} is finished", file=sys.stderr, flush=True)
     found = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    probed = [ProbeRow.from_mapping(row) for row in found["probe"]]
     return [
-        {"features": row["encoder"], "test": row["test"], "labels": int(row["labels"]), "miou": row["miou"]}
-        for row in found["probe"]
+        {"features": row.encoder, "test": row.test, "labels": int(row.labels), "miou": row.miou}
+        for row in probed
     ]
 
 

@@ -89,7 +89,7 @@ def write_airsar(source: Path, target: Path) -> None:
         powers = channel_power({key: t3[key].astype(np.float64) for key in t3.files})
     for polarization, power in powers.items():
         np.save(target / f"{polarization.upper()}.npy", np.sqrt(power.clip(min=0)).astype(np.float32))
-    label = np.asarray(Image.open(source / "label_common4.png"))
+    label = np.asarray(Image.open(source / "label_common4.png", formats=["PNG"]))
     is_left = np.arange(label.shape[1]) < label.shape[1] // 2
     for name, kept in (("all", is_left | ~is_left), ("left", is_left), ("right", ~is_left)):
         Image.fromarray(np.where(kept, label, 255).astype(np.uint8)).save(target / f"label_{name}.png")

@@ -25,11 +25,11 @@ from crossearth_sar.evaluation.maps.page import write_page
 from crossearth_sar.evaluation.maps.place import place_of
 from crossearth_sar.evaluation.maps.quicklook import quick_look, write_quick_look
 from crossearth_sar.evaluation.maps.strip_store import StripStore
-from crossearth_sar.evaluation.maps.whole import NotWritten
 from crossearth_sar.evaluation.scene import Scene
 from crossearth_sar.evaluation.scene_strips import Sliding, strips, windows_below
 from crossearth_sar.ground_scale import row_blocks
 from crossearth_sar.model import CrossEarthSAR
+from crossearth_sar.whole import NotWritten
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from crossearth_sar.config import require
+from crossearth_sar.config import require, require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,13 @@ class DecoderConfig:
     """Weight of the class «no object» inside the classification loss."""
 
     def __post_init__(self) -> None:
-        for name in ("num_queries", "channels", "num_heads", "pixel_layers", "query_layers", "num_points"):
-            require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
+        require_range(self, "decoder.", 1, 65536, "num_queries", "channels", "pixel_ffn_dim", "query_ffn_dim")
+        require_range(self, "decoder.", 1, 128, "num_heads", "pixel_layers", "query_layers")
+        require_range(self, "decoder.", 1, 1 << 24, "num_points")
+        require_range(self, "decoder.", 1, 1000, "oversample_ratio")
+        require_range(self, "decoder.", 0, 1, "importance_ratio")
+        weights = ("class_weight", "mask_weight", "dice_weight", "no_object_weight")
+        require_range(self, "decoder.", 0, 1e6, *weights)
         require(self.auxiliary_weight >= 0, "decoder.auxiliary_weight", self.auxiliary_weight, "0 or more")
         if self.kind != "mask2former":
             require(self.channels % 16 == 0, "decoder.channels", self.channels, "a multiple of 16")

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,30 +28,29 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossearth_sar.engine.checkpoint_files import (
-    FORMAT,
     OBJECTIVE_FILE,
-    STATE_FILE,
     TRAINED_FILE,
     WRITING,
     check_intact,
-    flush,
     put_in_place,
     read_state,
     sha256_of,
-    step_name,
     tidy_up,
     weights_file,
     write_flushed,
 )
+from crossearth_sar.engine.checkpoint_state import STATE_FILE, sealed, step_name
 from crossearth_sar.engine.distributed import Ranks, first_error, of_all_ranks, wait_for_all
 from crossearth_sar.engine.executors.base import Executor
 from crossearth_sar.engine.objectives.base import Objective
 from crossearth_sar.engine.optim import MOMENTS
 from crossearth_sar.errors import InputError
+from crossearth_sar.model_files import save_file
+from crossearth_sar.whole import flush
 
 
 class SaveError(RuntimeError):
@@ -82,7 +80,6 @@ def save_checkpoint(
         with _agreed(ranks, temporary):
             if ranks.is_main:
                 content = {
-                    "format": FORMAT,
                     **state,
                     "adam_step": executor.state().adam_step,
                     "moments": list(executor.state().moments),
@@ -90,7 +87,7 @@ def save_checkpoint(
                     "frozen": frozen,
                     "sha256": checksums,
                 }
-                write_flushed(temporary / STATE_FILE, json.dumps(content, indent=2) + "\n")
+                write_flushed(temporary / STATE_FILE, sealed(content))
                 flush(temporary)
                 put_in_place(temporary, final)
     except _OnSomeRank as error:
@@ -231,8 +228,8 @@ def _read_tensors(checkpoint: Path, executor: Executor, state: dict[str, Any]) -
     if not state["adam_step"]:
         return
     optimizer.prepare(state["adam_step"])
-    for path in sorted(checkpoint.glob("optimizer-*.safetensors")):
-        for key, value in _tensors(path):
+    for file in sorted(name for name in state["sha256"] if name.startswith("optimizer-")):
+        for key, value in _tensors(checkpoint / file):
             moment, _, name = key.partition("/")
             optimizer.scatter(name, value, moment)
 

@@ -7,73 +7,42 @@ and what it replaces loses its name before it is removed, so that a kill at any 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from crossearth_sar.engine.objectives.base import WEIGHTS_FILE
+from crossearth_sar.engine.checkpoint_state import STATE_FILE, is_step_name, state_in, step_name
 from crossearth_sar.errors import InputError
+from crossearth_sar.model_files import WEIGHTS_FILE
+from crossearth_sar.whole import flush
 
 logger = logging.getLogger("crossearth_sar")
 
-STATE_FILE = "state.json"
 TRAINED_FILE, OBJECTIVE_FILE = "trained.safetensors", "objective.safetensors"
-FORMAT = 3
-READABLE = (2, 3)
-"""Format 2 is that of pre-training before fine-tuning wrote the same."""
 WRITING = ".writing-"
 """Before the names of folders that are not, or no longer, checkpoints; the next save removes them."""
 _OVER, _OLD = f"{WRITING}over-", f"{WRITING}old-"
-_NAME = re.compile(r"step-(\d{6}|[1-9]\d{6,})")
-
-
-def step_name(step: int) -> str:
-    """What the checkpoint of that many steps is called."""
-    return f"step-{step:06d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints below `folder`, oldest first. Only names that `step_name` gives count: a copy
-    beside them, step-000010.bak say, is nobody's business."""
-    named = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    """Complete checkpoints below `folder`, oldest first. Only names that `step_name` gives count."""
+    named = [path for path in folder.glob("step-*") if is_step_name(path.name)]
     complete = [path for path in named if (path / STATE_FILE).is_file()]
     return sorted(complete, key=lambda path: int(path.name.removeprefix("step-")))
 
 
+def without_state(folder: Path) -> list[Path]:
+    """Folders called like checkpoints, with files in them and no state.json: they do not count."""
+    named = [path for path in folder.glob("step-*") if is_step_name(path.name) and path.is_dir()]
+    return sorted(path for path in named if not (path / STATE_FILE).is_file() and any(path.iterdir()))
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as state, and the Adam step, ranks and checksums."""
-    try:
-        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"no checkpoint at {checkpoint}",
-            got=str(error),
-            fix="give a folder that holds state.json, or --resume for the newest",
-        ) from error
-    except ValueError as error:
-        raise InputError(
-            f"checkpoint {checkpoint} is damaged",
-            got=f"{STATE_FILE} is not JSON: {error}",
-            fix=others_named(checkpoint),
-        ) from error
-    if not isinstance(state, dict) or state.get("format") not in READABLE or _is_old_finetuning(state):
-        found = state.get("format", 1) if isinstance(state, dict) else "none"
-        raise InputError(
-            f"checkpoint {checkpoint} has another format",
-            got=f"format {found}" + (" of fine-tuning" if found in READABLE else ""),
-            expected=f"format {FORMAT}, or 2 of pre-training",
-            fix="start a new run; load_model still reads the weights in its model folder",
-        )
-    return state
-
-
-def _is_old_finetuning(state: dict[str, Any]) -> bool:
-    """Its optimizer state was one pickled file."""
-    return state["format"] == 2 and "optimizer.pt" in state.get("sha256", {})
+    """What `save_checkpoint` was given as state, and the Adam step, ranks and checksums; errors as
+    `checkpoint_state.state_in`."""
+    return state_in(checkpoint, others_named(checkpoint))
 
 
 def weights_file(state: dict[str, Any]) -> str:
@@ -151,11 +120,3 @@ def write_flushed(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -140,6 +140,8 @@ class RunConfig:
     """How ranks share the work."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto is bf16 on a GPU and fp32 on a CPU, where bf16 is slower."""
+    changed_data: Literal["stop", "go_on"] = "stop"
+    """Where a resumed run finds other training or validation data than before: end, or go on with them."""
     seed: int = 0
     """Of weights, draws and augmentation."""
     validate_every: int = 100

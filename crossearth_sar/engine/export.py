@@ -15,13 +15,12 @@ from safetensors.torch import load_file
 from crossearth_sar.config import from_mapping
 from crossearth_sar.engine.checkpoint import fingerprint, load_weights
 from crossearth_sar.engine.checkpoint_files import (
-    STATE_FILE,
     check_intact,
     list_checkpoints,
     read_state,
-    step_name,
     weights_file,
 )
+from crossearth_sar.engine.checkpoint_state import STATE_FILE, step_name
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.objectives.network import build_network, frozen_backbone
 from crossearth_sar.engine.planning.layout import run_model_config

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from crossearth_sar.config import to_mapping
-from crossearth_sar.engine.checkpoint_files import list_checkpoints, read_state, step_name
+from crossearth_sar.data.domain_fingerprint import changes
+from crossearth_sar.engine.checkpoint_files import list_checkpoints, read_state, without_state
+from crossearth_sar.engine.checkpoint_state import STATE_FILE, step_name
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.errors import InputError
 
-PLACES = ("output", "data_root")
-"""Settings that say where things are, not what is computed."""
+_log = logging.getLogger(__name__)
+
+PLACES = ("output", "data_root", "changed_data")
+"""Settings that do not say what is computed."""
 
 
 def find_checkpoint(config: RunConfig, resume: str | None, say: Callable[[str], None]) -> Path | None:
@@ -23,6 +28,8 @@ def find_checkpoint(config: RunConfig, resume: str | None, say: Callable[[str], 
     """
     output = Path(config.output)
     existing = list_checkpoints(output / "checkpoints")
+    for path in without_state(output / "checkpoints"):
+        say(f"note: {path} has no {STATE_FILE} and does not count as a checkpoint")
     if resume is None:
         if existing:
             raise InputError(
@@ -71,3 +78,31 @@ def _note_changes(before: dict[str, Any], config: RunConfig, say: Callable[[str]
     changed = [key for key in now if before.get(key) != now[key] and key not in PLACES]
     if changed:
         say(f"note: resumed with another {', '.join(changed)} than before; the run is not a repetition")
+
+
+def require_same_function(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """InputError where a checkpoint's weights would fit this model and mean something else in it."""
+    different = [key for key in sorted(now) if before.get(key) != now[key]]
+    if different:
+        raise InputError(
+            "the checkpoint is of a model that computes something else",
+            got=", ".join(f"{key} {now[key]}" for key in different),
+            expected=", ".join(f"{key} {before.get(key)}" for key in different),
+            fix="resume with the settings that the run began with, or start another",
+        )
+
+
+def require_same_data(before: dict[str, Any], now: dict[str, Any], *, go_on: bool) -> None:
+    """InputError where data differ from those of the checkpoint; a warning where the run is to go on."""
+    said = [words for key in now for words in changes(before.get(key, {}), now[key], key)]
+    if not said:
+        return
+    if go_on:
+        _log.warning("the data are not those that the run began with: %s", "; ".join(said))
+        return
+    raise InputError(
+        "the data are not those that the run began with",
+        got="; ".join(said),
+        expected="the same files in the same order: a step draws its images by their numbers",
+        fix="put them back, or go on with these: --set changed_data=go_on",
+    )

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from crossearth_sar.config import to_mapping
 from crossearth_sar.data.stream import ShardedDraws
 from crossearth_sar.engine.checkpoint import SaveError, load_checkpoint, load_weights, save_checkpoint
-from crossearth_sar.engine.checkpoint_files import list_checkpoints, restore_interrupted, step_name
+from crossearth_sar.engine.checkpoint_files import list_checkpoints, read_state, restore_interrupted
+from crossearth_sar.engine.checkpoint_state import step_name
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks, any_rank, decided_by_main, mean_over_ranks
 from crossearth_sar.engine.executors.base import Executor
@@ -62,6 +63,7 @@ class Run:
         self.output = Path(config.output)
         self.step, self.skipped_in_a_row, self.failed_saves = 0, 0, 0
         self.best: dict[str, float] | None = None
+        self._about: dict[str, Any] = {}
         self.log: RunLog | None = None
         self._claim: Claim | None = None
         self._stop: StopRequest | None = None
@@ -95,7 +97,12 @@ class Run:
 
     def _found(self, resume: str | None) -> Path | None:
         restore_interrupted(self.checkpoints)
-        return find_checkpoint(self.config, resume, self.say)
+        found = find_checkpoint(self.config, resume, self.say)
+        self._about = self.objective.about()
+        before = read_state(found).get("about") if found is not None else None
+        if before is not None:
+            self.objective.check_about(before)
+        return found
 
     def fit(self) -> bool:
         """Trains to the end. False when a signal stopped it; what was done is saved then.
@@ -275,7 +282,7 @@ class Run:
         return self.step - best["step"] >= self.config.patience * self.config.validate_every
 
     def _save(self, best: dict[str, float] | None, *, must_succeed: bool) -> None:
-        state = {"step": self.step, "best": best, "run": to_mapping(self.config)}
+        state = {"step": self.step, "best": best, "run": to_mapping(self.config), "about": self._about}
         try:
             save_checkpoint(
                 self.checkpoints, self.executor, self.objective, state, self.config.keep_checkpoints

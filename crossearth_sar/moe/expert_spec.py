@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crossearth_sar.config import require
+from crossearth_sar.config import require, require_range
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.moe.expert_types import EXPERT_TYPES, ExpertType
 
@@ -34,7 +34,7 @@ class ExpertSpec:
                 fix="a type from outside the package calls moe.register_expert first",
             )
         made = self.make()
-        require(self.shared >= 0, "shared", self.shared, "0 or more")
+        require_range(self, "", 0, 1024, "shared")
         require(
             self.shared == 0 or bool(made.silencing), "shared", self.shared, f"0 for experts of {self.kind!r}"
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crossearth_sar.config import require
+from crossearth_sar.config import require, require_range
 from crossearth_sar.errors import InputError
 
 
@@ -36,7 +36,8 @@ class EarthAdapterConfig:
     """Initial factor on what is added, learnt per block."""
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, "adapter.rank", self.rank, "at least 1")
+        require_range(self, "adapter.", 1, 16384, "rank")
+        require_range(self, "adapter.", -1e6, 1e6, "scale")
         require(0 <= self.cutoff <= 1, "adapter.cutoff", self.cutoff, "in [0, 1]")
         require(
             len(set(self.fft_layers)) == len(self.fft_layers) and min(self.fft_layers, default=0) >= 0,

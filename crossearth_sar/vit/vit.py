@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from crossearth_sar.config import require
+from crossearth_sar.config import require, require_range
 from crossearth_sar.vit.block import Block, DenseFFN
 from crossearth_sar.vit.embed import PatchEmbed, resize_position_embedding
 
@@ -55,8 +55,10 @@ class ViTConfig:
     """Initial residual scale; DINOv2's 1e-5 suits pretrained weights, 1 a small model from scratch."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "num_heads", "patch_size", "image_size"):
-            require(getattr(self, name) >= 1, f"vit.{name}", getattr(self, name), "at least 1")
+        require_range(self, "vit.", 1, 16384, "dim", "num_heads", "image_size")
+        require_range(self, "vit.", 1, 512, "depth", "patch_size")
+        require_range(self, "vit.", 0, 64, "ffn_ratio")
+        require_range(self, "vit.", -1e6, 1e6, "layer_scale")
         require(self.dim % self.num_heads == 0, "vit.num_heads", self.num_heads, f"a divisor of {self.dim}")
         require(
             len(self.out_blocks) == 4
@@ -73,9 +75,11 @@ class ViTConfig:
             self.image_size,
             f"a multiple of patch_size {self.patch_size}",
         )
-        require(all(width >= 1 for width in self.stem), "vit.stem", self.stem, "widths of at least 1")
         require(
-            self.patch_size % 2 ** len(self.stem) == 0,
+            all(1 <= width <= 16384 for width in self.stem), "vit.stem", self.stem, "widths of 1 to 16384"
+        )
+        require(
+            len(self.stem) < 16 and self.patch_size % 2 ** len(self.stem) == 0,
             "vit.stem",
             self.stem,
             f"so few stages that halving patch_size {self.patch_size} goes without rest",

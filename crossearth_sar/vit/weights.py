@@ -8,7 +8,6 @@ square position grid are resized to the model's.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossearth_sar.config import read_json
 from crossearth_sar.errors import InputError
 from crossearth_sar.state_files import below, for_three_channels, listed, read_state_file, require_fit
 from crossearth_sar.vit.embed import resize_position_embedding
@@ -174,10 +174,7 @@ def _read_folder(folder: Path, config: ViTConfig) -> dict[str, Tensor]:
                 got=f"{name} is missing; there: {listed(sorted(p.name for p in folder.iterdir())) or '-'}",
                 expected="config.json and model.safetensors",
             )
-    try:
-        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{folder / 'config.json'} is not JSON", got=str(error)) from error
+    theirs = read_json(folder / "config.json")
     other = {key: theirs.get(key) for key, value in _THEIR_CONFIG.items() if theirs.get(key, value) != value}
     if theirs.get("use_swiglu_ffn"):
         other["use_swiglu_ffn"] = True

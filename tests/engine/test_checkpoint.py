@@ -277,7 +277,7 @@ def test_what_a_checkpoint_says_of_itself(run_copy: Path) -> None:
     checkpoint = run_copy / "checkpoints" / "step-000004"
     state = read_state(checkpoint)
     says = {key: state[key] for key in ("format", "step", "adam_step", "ranks", "ep_size", "zero_stage")}
-    assert says == {"format": 3, "step": 4, "adam_step": 4, "ranks": 2, "ep_size": 2, "zero_stage": 1}
+    assert says == {"format": 4, "step": 4, "adam_step": 4, "ranks": 2, "ep_size": 2, "zero_stage": 1}
     assert state["run"]["preset"] == "crossearth_sar_tiny"
     files = {path.name for path in checkpoint.iterdir()} - {"state.json"}
     assert set(state["sha256"]) == files == {WEIGHTS, "config.json", FIRST, LAST}

@@ -15,13 +15,19 @@ from crossearth_sar.engine.resume import find_checkpoint
 
 
 def test_only_complete_folders_count(tmp_path: Path) -> None:
-    for name in ("step-000020", "step-000003", "step-1000000", "step-999999", ".writing-step-000021"):
+    strangers = ("step-000030.bak", "step-000031 (copy)", "step-31", "step-0000032", "step-", "step-x", "old")
+    counting = ("step-000020", "step-000003", "step-1000000", "step-999999")
+    for name in (*counting, ".writing-step-000021", *strangers):
         (tmp_path / name).mkdir()
         (tmp_path / name / "state.json").write_text("{}")
     (tmp_path / "step-000030").mkdir()
+    (tmp_path / "step-000040").touch()
     names = [path.name for path in list_checkpoints(tmp_path)]
     assert names == ["step-000003", "step-000020", "step-999999", "step-1000000"]
     assert list_checkpoints(tmp_path / "nowhere") == []
+    files.tidy_up(tmp_path, tmp_path / "step-999999", 1, None)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"step-999999", "step-000030", "step-000040", *strangers}, "strangers stay as they are"
 
 
 def test_what_cannot_be_removed_does_not_end_the_run(

@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import in_a_child
 from mean_image import LearnTheMeanImage
 
 from crossearth_sar.engine import checkpoint
@@ -52,22 +52,6 @@ def run_of(output: Path, resume: str | None = None) -> Run:
     run = Run(config, ranks, Frozen(), make_executor(config, ranks))
     run.start(resume)
     return run
-
-
-def in_a_child(work: Callable[[], None]) -> int:
-    """Its exit code, negative for a signal."""
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            torch.set_num_threads(1)
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def die_at(output: Path, event: int) -> None:

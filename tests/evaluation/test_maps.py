@@ -26,8 +26,8 @@ from crossearth_sar.evaluation.maps.page import write_page
 from crossearth_sar.evaluation.maps.quicklook import QuickLook, colored, quick_look, write_quick_look
 from crossearth_sar.evaluation.maps.strip_store import StripStore
 from crossearth_sar.evaluation.maps.vectors import write_polygons
-from crossearth_sar.evaluation.maps.whole import NotWritten, aside
 from crossearth_sar.evaluation.scene import Scene
+from crossearth_sar.whole import NotWritten, aside
 
 CLASSES = ClassTable(names=("sea", "land & <b>", "ice"), palette=((0, 0, 200), (90, 60, 0), (255, 255, 255)))
 

@@ -128,7 +128,8 @@ class FolderScenes:
     def label_values(self, index: int) -> Counter[int | float]:
         """Raw values, or packed colours, of `label_files[index]`, and how many pixels each has."""
         path = self.label_files[index]
-        return count_values(read_label_parts(path, expand_colors=self.labels.is_rgb), self.labels)
+        parts = read_label_parts(path, expand_colors=self.labels.is_rgb)
+        return count_values(parts, self.labels, name=path)
 
     def origin(self, index: int) -> Origin:
         """The files of the whole scene, whichever tile of it a sample is: see `sample.Origin`."""

@@ -25,6 +25,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import Image
 
+from crossearth_sar.data.files.bounds import require_room
 from crossearth_sar.data.files.hdf import hdf_block_rows, is_hdf, read_hdf
 from crossearth_sar.data.files.names import is_product, is_remote, members
 from crossearth_sar.data.files.nitf import nitf_block_rows, read_nitf
@@ -167,11 +168,16 @@ def _masked_beside(stored: StoredImage, path: Path) -> StoredImage:
     return replace(stored, valid=both_valid(stored.valid, mask))
 
 
+_PICTURES = ("PNG", "JPEG", "BMP")
+"""All that pillow is asked for: left alone, it goes by the content, and gives PostScript to Ghostscript."""
+
+_PIXEL = {"I": "i4", "F": "f4", "I;16": "u2", "I;16B": "u2"}
+"""What pillow keeps of a pixel and band, where that is no byte."""
+
+
 def _read_pillow(path: Path, array_key: str | None, decode: bool) -> StoredImage:
-    with _any_size(), Image.open(path) as image:
-        pixels, bound = image.width * image.height, max(1 << 28, 4096 * path.stat().st_size)
-        if pixels > bound:  # before anybody allocates it
-            raise ValueError(f"{pixels} pixels are promised, of {path.stat().st_size} bytes in the file")
+    with _any_size(), Image.open(path, formats=_PICTURES) as image:
+        require_room(path, (image.height, image.width, len(image.getbands())), _PIXEL.get(image.mode, "u1"))
         bands, has_alpha = len(image.getbands()), image.getbands()[-1] == "A"
         raw_mode = str(image.tile[0][3]) if image.tile else ""
         if bands > 1 and "16" in raw_mode:
@@ -240,6 +246,8 @@ def _read_tiff(path: Path, array_key: str | None, decode: bool) -> StoredImage:
 def _read_npy(path: Path, array_key: str | None, decode: bool) -> StoredImage:
     if not decode:  # mapping fails when the file is shorter than its header says
         return StoredImage(np.load(path, mmap_mode="r", allow_pickle=False).shape, None)
+    with path.open("rb") as file:
+        require_room(path, *_npy_header(file))
     values = np.load(path, allow_pickle=False)
     return StoredImage(values.shape, values)
 
@@ -261,18 +269,20 @@ def _read_npz(path: Path, array_key: str | None, decode: bool) -> StoredImage:
                 expected=f"one of {', '.join(keys)}",
                 fix="correct array_key",
             )
-        if decode:
-            values = archive[key]
-            return StoredImage(values.shape, values)
         with archive.zip.open(f"{key}.npy") as member:
-            return StoredImage(_npy_header_shape(member), None)
+            shape, dtype = _npy_header(member)
+        if not decode:
+            return StoredImage(shape, None)
+        require_room(path, shape, dtype)
+        values = archive[key]
+        return StoredImage(values.shape, values)
 
 
-def _npy_header_shape(file: IO[bytes]) -> tuple[int, ...]:
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     npy = np.lib.format
     is_first = npy.read_magic(file) == (1, 0)
-    shape, _, _ = (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(file)
-    return shape
+    shape, _, dtype = (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(file)
+    return shape, dtype
 
 
 _READERS: dict[str, Callable[[Path, str | None, bool], StoredImage]] = {

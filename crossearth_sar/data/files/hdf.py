@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from crossearth_sar.data.files.bounds import require_room
 from crossearth_sar.data.files.georeference import Matrix, Place, ground_pixel_m
 from crossearth_sar.data.files.names import expanded
 from crossearth_sar.data.files.raster import require_extra
@@ -66,6 +67,8 @@ def read_hdf(path: Path, array_key: str | None, *, decode: bool, window: Window 
         if window is not None:
             assert len(shape) == 2, "hdf_block_rows said so"
             shape = (window.height, window.width)
+        if decode and window is None:
+            require_room(path, (sum(part.nbytes for band in bands for part in band),), np.uint8)
         values = np.stack([_numbers(band, window) for band in bands]) if decode else None
         grid = _grid(bands[0][0])
         scales = tuple(

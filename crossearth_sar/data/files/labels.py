@@ -20,6 +20,7 @@ from crossearth_sar.data.files.georeference import Place, label_flips
 from crossearth_sar.data.files.readers import LabelParts, read_label_parts
 from crossearth_sar.data.sample import IGNORE_INDEX
 from crossearth_sar.errors import InputError, nearest
+from crossearth_sar.ground_scale import row_blocks
 
 IGNORE = "ignore"
 """The name that stands for IGNORE_INDEX in label_values and label_palette."""
@@ -172,8 +173,8 @@ def decode_label(
 ) -> np.ndarray:
     """(H, W) uint8 class indices of raw labels (C, H, W), C = 1 for values and 3 for RGB.
 
-    NaN in a label of floats is IGNORE_INDEX, and so is what is not `labelled`, (H, W) bool. Raises InputError
-    as `read_label` does.
+    NaN in a label of floats, or in a channel, is IGNORE_INDEX, and so is what is not `labelled`, (H, W)
+    bool. Raises InputError as `read_label` does.
     """
     if len(values) != (3 if table.is_rgb else 1):
         raise InputError(
@@ -183,25 +184,58 @@ def decode_label(
             if table.is_rgb
             else "for an RGB label declare label_palette",
         )
-    if table.is_rgb:
-        red, green, blue = values.astype(np.int64)
-        raw = (red << 16) | (green << 8) | blue
-    else:
-        raw = values[0]
-    raw = _snapped(raw, table)
+    if values.dtype.kind == "c":
+        raise InputError(
+            f"label {name} holds complex numbers", expected="class values or colours", fix="correct labels"
+        )
+    mask = np.empty(values.shape[1:], np.uint8)
+    unknown = []
+    for rows in row_blocks(slice(0, len(mask)), max(1, values.shape[2])):
+        here = None if labelled is None else labelled[rows]
+        mask[rows], others = _decoded_rows(values[:, rows], table, name, here)
+        unknown.append(others)
+    if any(map(len, unknown)):
+        _refuse_unknown(np.concatenate(unknown), table, name)
+    return mask
+
+
+def _decoded_rows(
+    values: np.ndarray, table: LabelTable, name: object, labelled: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class indices, and the raw values that stand for none: some rows at a time, for a raw number has eight
+    bytes and a label of a whole scene may have had one."""
+    missing = np.zeros(values.shape[1:], bool) if labelled is None else ~labelled
+    if values.dtype.kind == "f":
+        missing |= np.isnan(values).any(0)
+    raw = _snapped(_packed(values, missing, name) if table.is_rgb else values[0], table)
     mask, known = _looked_up(raw, table)
-    for missing in (
-        np.isnan(raw) if raw.dtype.kind == "f" else None,
-        None if labelled is None else ~labelled,
-    ):
-        if missing is not None:
-            mask[missing] = IGNORE_INDEX
-            known |= missing
+    mask[missing] = IGNORE_INDEX
+    known |= missing
     if table.tolerance:
         mask[~known] = IGNORE_INDEX
-    elif not known.all():
-        _refuse_unknown(raw[~known], table, name)
-    return mask
+        known |= True
+    return mask, raw[~known]
+
+
+def _packed(values: np.ndarray, missing: np.ndarray, name: object) -> np.ndarray:
+    """(3, H, W) as R * 65536 + G * 256 + B, 0 where a colour is missing.
+
+    Raises:
+        InputError: a channel is not one of 0, 1, … 255; packed, it would be another colour.
+    """
+    channels = np.where(missing, 0, values)
+    if values.dtype != np.uint8:
+        wrong = ((channels < 0) | (channels > 255) | (np.floor(channels) != channels)).any(0)
+        if wrong.any():
+            first = ", ".join(f"{channel:g}" for channel in values[:, wrong][:, 0])
+            raise InputError(
+                f"label {name} has colours that are none",
+                got=f"[{first}] and others, {np.count_nonzero(wrong)} pixels",
+                expected="three channels of whole numbers from 0 to 255",
+                fix="write the colours as 8 bits, or declare label_values for class numbers",
+            )
+    red, green, blue = channels.astype(np.int64)
+    return (red << 16) | (green << 8) | blue
 
 
 def _snapped(raw: np.ndarray, table: LabelTable) -> np.ndarray:
@@ -243,13 +277,17 @@ def _translated(raw: np.ndarray, of_byte: np.ndarray) -> np.ndarray:
     return np.frombuffer(translated, of_byte.dtype).reshape(raw.shape)
 
 
-def count_values(parts: LabelParts, table: LabelTable) -> Counter[int | float]:
-    """How many pixels each raw value, or packed colour, has; those without a label are left out."""
-    values = parts.values.astype(np.int64) if table.is_rgb else parts.values
-    raw = (values[0] << 16) | (values[1] << 8) | values[2] if table.is_rgb else values[0]
-    raw = raw.ravel() if parts.labelled is None else raw[parts.labelled]
-    raw = raw[~np.isnan(raw)] if raw.dtype.kind == "f" else raw
-    raw = _snapped(raw, table)
+def count_values(parts: LabelParts, table: LabelTable, *, name: object = "file") -> Counter[int | float]:
+    """How many pixels each raw value, or packed colour, has; those without a label are left out.
+
+    Raises InputError for colours that are none, as `read_label`.
+    """
+    values, labelled = parts.values, parts.labelled
+    missing = np.zeros(values.shape[1:], bool) if labelled is None else ~labelled
+    if values.dtype.kind == "f":
+        missing |= np.isnan(values).any(0)
+    raw = _packed(values, missing, name) if table.is_rgb else values[0]
+    raw = _snapped(raw[~missing], table)
     if raw.dtype == np.uint8:  # counting is much faster than sorting
         return Counter({i: int(n) for i, n in enumerate(np.bincount(raw, minlength=1)) if n})
     found, counts = np.unique(raw, return_counts=True)

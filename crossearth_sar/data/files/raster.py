@@ -19,10 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from crossearth_sar.data.files.bounds import require_room
 from crossearth_sar.data.files.georeference import Matrix, Place, ground_pixel_m
 from crossearth_sar.data.files.names import gdal_name, is_remote
 from crossearth_sar.data.files.stored import StoredImage, Window, both_valid, split_alpha
 from crossearth_sar.errors import InputError, nearest
+
+_OPTIONS = {"GDAL_VRT_ENABLE_PYTHON": "NO"}
+"""A VRT can hold Python to run; whatever the environment says, it is not run here."""
 
 _REMOTE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": 3}
 """No listing of a bucket for each file, and a server that is busy is asked again."""
@@ -99,7 +103,7 @@ def open_raster(path: Path, array_key: str | None = None) -> Iterator[Any]:
     from rasterio._err import CPLE_BaseError  # what GDAL says itself has no public name
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-    options = _REMOTE if is_remote(path) else {}
+    options = {**_OPTIONS, **(_REMOTE if is_remote(path) else {})}
     with rasterio.Env(**options), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an image without a place is an image
         try:
@@ -193,6 +197,11 @@ def _decoded(source: Any, window: Window | None) -> tuple[np.ndarray, np.ndarray
     from rasterio.windows import Window as Part
 
     part = None if window is None else Part(window.left, window.top, window.width, window.height)
+    if window is None:
+        numbers = sum(_BYTES.get(kind) or np.dtype(kind).itemsize for kind in source.dtypes)
+        local = [Path(name) for name in source.files if Path(name).is_file()]
+        on_disk = sum(file.stat().st_size for file in local) if len(local) == len(source.files) else 0
+        require_room(Path(source.name), (source.height, source.width, numbers), np.uint8, on_disk=on_disk)
     values = source.read(window=part)
     flags = source.mask_flag_enums[0]
     is_masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags

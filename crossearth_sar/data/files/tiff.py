@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
+from crossearth_sar.data.files.bounds import require_room
 from crossearth_sar.data.files.georeference import tagged_pixel_m, tagged_place
 from crossearth_sar.data.files.stored import StoredImage, both_valid, shape_without_alpha, split_alpha
 from crossearth_sar.errors import InputError
@@ -54,6 +55,7 @@ def read_tiff(path: Path, *, decode: bool) -> StoredImage:
         alpha = alpha_sample(page) if sample_axis is not None else None
         values, valid = None, None
         if decode:
+            require_room(path, shape, series.dtype)
             values = source.asarray()
             if values.shape != shape:
                 raise ValueError(f"decoded to {values.shape} where the header says {shape}")
@@ -83,6 +85,7 @@ def read_mask_file(path: Path) -> np.ndarray:
     """(H, W) bool of a mask beside an image, as GDAL writes it: a TIFF that is 0 where nothing is."""
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
+        require_room(path, page.shape, page.dtype)
         seen = np.asarray(page.asarray() != 0)
         axis = page.axes.find("S")
     return seen if axis < 0 else np.asarray(seen.all(axis))
@@ -141,8 +144,7 @@ def _require_tiff_whole(tiff: Any, series: Any, path: Path) -> None:
     pages = [page for page in series.pages if page is not None]
     counts = [count for page in pages for count in page.databytecounts]
     stored = series.nbytes * sum(count > 0 for count in counts) // max(len(counts), 1)  # not in empty tiles
-    if stored > max(1 << 28, 4096 * size):  # before anybody allocates it
-        raise ValueError(f"{stored} bytes of pixels are promised, of {size} in the file")
+    require_room(path, (stored,), np.uint8)
     end = 0
     if series.dataoffset is not None:
         end = series.dataoffset + series.nbytes

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from crossearth_sar.engine.executors.base import Executor
+from crossearth_sar.model_files import WEIGHTS_FILE, save_file
 
 Batch = dict[str, Any]
 Forward = Callable[..., Any]
@@ -39,9 +39,6 @@ class Load(Protocol):
             join: samples -> a batch.
             in_process: no worker processes, whatever the settings say.
         """
-
-
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -134,6 +131,15 @@ class Objective:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state` gave."""
         assert not state
+
+    def about(self) -> dict[str, Any]:
+        """What a resumed run must find as it was, data for instance: kept in each checkpoint's state.json. Of
+        the main rank."""
+        return {}
+
+    def check_about(self, before: dict[str, Any]) -> None:
+        """Compares what `about` gave when the checkpoint was made; InputError where the run would not be the
+        same. Of the main rank."""
 
     def save_model(self, model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> list[str]:
         """Writes the network with these weights, and what says how to build it; the names of the files."""

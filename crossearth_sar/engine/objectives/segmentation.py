@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crossearth_sar.data.domain_fingerprint import fingerprint
 from crossearth_sar.data.sample import Sample
 from crossearth_sar.data.stream import TrainStream, join_samples
 from crossearth_sar.data.transforms import AugmentConfig, TrainTransform, center_crop_or_pad
@@ -34,6 +35,7 @@ from crossearth_sar.engine.objectives.network import (
 )
 from crossearth_sar.engine.objectives.segmentation_report import write_report
 from crossearth_sar.engine.planning.layout import run_model_config
+from crossearth_sar.engine.resume import require_same_data, require_same_function
 from crossearth_sar.engine.throughput import balance_columns
 from crossearth_sar.model import (
     CONFIG_FILE,
@@ -44,6 +46,7 @@ from crossearth_sar.model import (
     save_config,
     save_model,
 )
+from crossearth_sar.pretrained import function_of
 
 NETWORK_INPUTS = ("image", "db_mean", "db_std")
 
@@ -172,6 +175,18 @@ class Segmentation(Objective):
             return f"no mIoU: only {' and '.join(occurs) or 'ignored pixels'} in what was seen of {name}"
         of = f" of {len(occurs)} of {len(self.classes)} classes" * (len(occurs) < len(self.classes))
         return f"mIoU {row['miou']:.3f}{of} on {name}"
+
+    def about(self) -> dict[str, Any]:
+        data = {"train": self.domains.train, "validation": self.domains.validation}
+        return {
+            "model": function_of(self.model_config),
+            "data": {key: fingerprint(domain) for key, domain in data.items()},
+        }
+
+    def check_about(self, before: dict[str, Any]) -> None:
+        now = self.about()
+        require_same_function(before["model"], now["model"])
+        require_same_data(before["data"], now["data"], go_on=self.config.changed_data == "go_on")
 
     def save_model(self, model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> list[str]:
         assert isinstance(model, CrossEarthSAR)

@@ -22,7 +22,7 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.figures.predictions import neutral_color
 from crossearth_sar.evaluation.maps.geotiff import write_cog
 from crossearth_sar.evaluation.maps.place import Place, copy_world_file, place_of
-from crossearth_sar.evaluation.maps.whole import aside
+from crossearth_sar.whole import aside
 
 _GDAL_METADATA, _GDAL_NODATA = 42112, 42113
 

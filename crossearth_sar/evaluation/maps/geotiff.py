@@ -15,8 +15,8 @@ import numpy as np
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
 from crossearth_sar.evaluation.maps.place import Place
 from crossearth_sar.evaluation.maps.styles import gdal_categories, qgis_style
-from crossearth_sar.evaluation.maps.whole import aside, write_text
 from crossearth_sar.ground_scale import row_blocks
+from crossearth_sar.whole import aside, write_text
 
 _CACHE_MB = 64
 """Of GDAL's blocks, whose default is a share of the machine."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
 from crossearth_sar.evaluation.maps.quicklook import QuickLook, colored
-from crossearth_sar.evaluation.maps.whole import write_text
+from crossearth_sar.whole import write_text
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">

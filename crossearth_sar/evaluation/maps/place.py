@@ -12,7 +12,7 @@ from crossearth_sar.data.files.names import is_remote, members
 from crossearth_sar.data.files.nitf import nitf_corners, nitf_kind
 from crossearth_sar.data.files.raster import open_raster
 from crossearth_sar.errors import InputError
-from crossearth_sar.evaluation.maps.whole import write_text
+from crossearth_sar.whole import write_text
 
 
 @dataclass(frozen=True)

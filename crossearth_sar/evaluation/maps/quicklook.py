@@ -14,9 +14,9 @@ from PIL import Image
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
 from crossearth_sar.decibels import to_db
 from crossearth_sar.evaluation.figures.predictions import neutral_color
-from crossearth_sar.evaluation.maps.whole import aside
 from crossearth_sar.evaluation.scene import Scene
 from crossearth_sar.ground_scale import Bins, row_blocks
+from crossearth_sar.whole import aside
 
 LONGEST = 1400
 """Pixels of a picture's longer side, at most."""

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from crossearth_sar.errors import InputError
-from crossearth_sar.evaluation.maps.whole import NotWritten
+from crossearth_sar.whole import NotWritten
 
 NOTE_EVERY_S = 5.0
 """A stop loses no more than what was computed in this time."""

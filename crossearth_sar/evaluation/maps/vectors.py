@@ -19,7 +19,7 @@ import numpy as np
 
 from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
 from crossearth_sar.errors import InputError
-from crossearth_sar.evaluation.maps.whole import aside
+from crossearth_sar.whole import aside
 
 FIELDS = ("class_number", "class_name", "area_m2")
 

@@ -133,3 +133,38 @@ def test_tables_that_cannot_be() -> None:
         label_table(CLASSES, palette={"water": (1, 2, 300)})
     with pytest.raises(InputError, match="means unlabelled"):
         label_table(("ignore", "water"))
+
+
+@pytest.mark.parametrize(
+    ("color", "dtype"),
+    [
+        ((254, 256, 0), np.uint16),
+        ((255.9, 0, 0), np.float32),
+        ((-1, 0, 0), np.int16),
+        ((0, 0, np.inf), float),
+    ],
+)
+def test_colours_that_would_wrap_are_refused(color: tuple[float, ...], dtype: type) -> None:
+    table = label_table(CLASSES, palette={"other": (255, 0, 0), "water": (0, 0, 255)})
+    values = np.array([[255, 0, 0], color], dtype).T[:, None]
+    for decode in (
+        lambda: decode_label(values, table, name="a.tif"),
+        lambda: count_values(LabelParts(values, None, None, None), table),
+    ):
+        with pytest.raises(InputError, match=r"(?s)colours that are none.*1 pixels.*0 to 255"):
+            decode()
+    labelled = np.array([[True, False]])
+    assert decode_label(values, table, labelled=labelled).tolist() == [[0, IGNORE_INDEX]]
+
+
+def test_a_colour_with_a_nan_is_no_label() -> None:
+    table = label_table(CLASSES, palette={"other": (255, 0, 0), "water": (0, 0, 255)})
+    values = np.array([[[255, np.nan, 0]], [[0, 0, np.nan]], [[0, 255, 255]]])
+    assert decode_label(values, table).tolist() == [[0, IGNORE_INDEX, IGNORE_INDEX]]
+    found = count_values(LabelParts(values, None, None, None), table)
+    assert found == {255 << 16: 1}
+
+
+def test_complex_numbers_are_no_labels() -> None:
+    with pytest.raises(InputError, match="complex"):
+        decode_label(np.zeros((1, 2, 2), complex), label_table(CLASSES))

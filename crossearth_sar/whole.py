@@ -1,6 +1,6 @@
 """A file is whole or absent: written aside under a name of its own, then given the name it is to have.
 
-What is written is read again before (`files.py`), since a full disk does not always say so.
+Where a full disk does not always say so, what is written is read again before (`evaluation/maps/files.py`).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ class NotWritten(InputError):
 def aside(target: Path) -> Iterator[Path]:
     """A path in a folder beside `target` that no other process uses; it goes afterwards, with all it holds.
 
-    After the block, what was written at the path is `target`.
+    After the block, what was written at the path is `target`, and on the disk.
 
     Raises:
         NotWritten: for an OSError within the block, a full disk for instance; then `target` is as it was.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=target.parent) as folder:
             part = Path(folder) / target.name
             yield part
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
+            flush(part)
             os.replace(part, target)
+            flush(target.parent)
     except OSError as error:
         raise NotWritten(
             f"{target} cannot be written whole",
@@ -48,3 +48,12 @@ def write_text(target: Path, text: str) -> Path:
     with aside(target) as part:
         part.write_text(text, encoding="utf-8")
     return target
+
+
+def flush(path: Path) -> None:
+    """What was written to a file, or the names in a folder, reaches the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
