@@ -83,9 +83,8 @@ class DecoderConfig:
         require_range(self, "decoder.", 1, 1 << 24, "num_points")
         require_range(self, "decoder.", 1, 1000, "oversample_ratio")
         require_range(self, "decoder.", 0, 1, "importance_ratio")
-        weights = ("class_weight", "mask_weight", "dice_weight", "no_object_weight")
+        weights = ("class_weight", "mask_weight", "dice_weight", "no_object_weight", "auxiliary_weight")
         require_range(self, "decoder.", 0, 1e6, *weights)
-        require(self.auxiliary_weight >= 0, "decoder.auxiliary_weight", self.auxiliary_weight, "0 or more")
         if self.kind != "mask2former":
             require(self.channels % 16 == 0, "decoder.channels", self.channels, "a multiple of 16")
             return

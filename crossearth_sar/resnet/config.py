@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from crossearth_sar.config import require
+from crossearth_sar.config import require, require_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,12 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         require(
-            len(self.depths) == 4 and min(self.depths) >= 1,
+            len(self.depths) == 4 and all(1 <= depth <= 1024 for depth in self.depths),
             "resnet.depths",
             self.depths,
-            "four numbers of at least 1",
+            "four numbers from 1 to 1024",
         )
-        require(self.width >= 1, "resnet.width", self.width, "at least 1")
+        require_range(self, "resnet.", 1, 8192, "width")
 
     @property
     def map_strides(self) -> tuple[int, ...]:

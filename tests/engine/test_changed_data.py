@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from crossearth_sar.engine.segmentation_run import segmentation_run
+from crossearth_sar.engine.make_run import make_run
 from PIL import Image
 
 from crossearth_sar.config import merge
@@ -67,7 +67,7 @@ def saved(tmp_path: Path, data: Path) -> Iterator[Callable[..., None]]:
 
     def start(resume: str | None = None, **changes: Any) -> None:
         config = config_of(output, changes.pop("data", data), **changes)
-        run = segmentation_run(config, Ranks(0, 1, torch.device("cpu")))
+        run = make_run(config, Ranks(0, 1, torch.device("cpu")))
         opened.append(run)
         try:
             run.start(resume)
