@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from crossearth_sar.engine.make_run import make_run
 from PIL import Image
 
 from crossearth_sar.config import merge
 from crossearth_sar.engine.config import RunConfig, finetuning_settings
 from crossearth_sar.engine.distributed import Ranks
+from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.errors import InputError
 
 SIDE = 32
