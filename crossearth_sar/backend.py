@@ -59,15 +59,24 @@ KERNEL_EXPERTS = "ffn"
 """The one expert type that the Triton kernels know."""
 
 
+KERNEL_MAX_EXPERTS = 64
+"""So many experts the Triton kernels route among, at most."""
+
+
 def moe_backend_status(
-    dim: int = 16, hidden_dim: int = 16, expert_kind: str = KERNEL_EXPERTS
+    dim: int = 16, hidden_dim: int = 16, expert_kind: str = KERNEL_EXPERTS, num_experts: int = 1
 ) -> list[BackendStatus]:
-    """Every known MoE backend for experts of these widths and this type, best first."""
+    """Every known MoE backend for so many experts of these widths and this type, best first."""
     triton_usable, triton_reason = triton_status()
     if expert_kind != KERNEL_EXPERTS:
         triton_usable, triton_reason = (
             False,
             f"its kernels are for experts of type 'ffn', not {expert_kind!r}",
+        )
+    elif num_experts > KERNEL_MAX_EXPERTS:
+        triton_usable, triton_reason = (
+            False,
+            f"routes among at most {KERNEL_MAX_EXPERTS} experts, not {num_experts}",
         )
     elif dim % 16 or hidden_dim % 16:
         triton_usable, triton_reason = False, f"needs widths that 16 divides, not {dim} and {hidden_dim}"
@@ -92,7 +101,9 @@ def _grouped_mm_status(dim: int, hidden_dim: int) -> tuple[bool, str]:
 
 def _has_grouped_gemm() -> bool:
     """Whether torch has a grouped GEMM of its own for this GPU, of which bfloat16 is the only type."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] in (9, 10)
+    if torch.version.hip is not None or not torch.cuda.is_available():  # an MI300 calls itself 9.4
+        return False
+    return torch.cuda.get_device_capability()[0] in (9, 10)
 
 
 def _megablocks_status() -> tuple[bool, str]:
@@ -134,14 +145,18 @@ def extension_status() -> ExtensionStatus:
 
 
 def resolve_moe_backend(
-    requested: str = "auto", dim: int = 16, hidden_dim: int = 16, expert_kind: str = KERNEL_EXPERTS
+    requested: str = "auto",
+    dim: int = 16,
+    hidden_dim: int = 16,
+    expert_kind: str = KERNEL_EXPERTS,
+    num_experts: int = 1,
 ) -> str:
-    """The MoE backend that `requested` means here, for experts of these widths and this type.
+    """The MoE backend that `requested` means here, for so many experts of these widths and this type.
 
     Raises:
         InputError: for an unknown name, or one asked for by name that does not work here.
     """
-    return _resolve("MoE", requested, tuple(moe_backend_status(dim, hidden_dim, expert_kind)))
+    return _resolve("MoE", requested, tuple(moe_backend_status(dim, hidden_dim, expert_kind, num_experts)))
 
 
 def auto_moe_backend_for_call(resolved: str, device_type: str, dtype: torch.dtype) -> str:

@@ -16,6 +16,8 @@ def triton_status() -> tuple[bool, str]:
         return True, "Triton interpreter (TRITON_INTERPRET=1): for tests, not for speed"
     if not torch.cuda.is_available():
         return False, "no CUDA device; TRITON_INTERPRET=1 runs the kernels slowly on a CPU"
+    if torch.version.hip is not None:  # whose capability 9.4 looks like Hopper's 9.0
+        return False, "an AMD GPU: the kernels are written for NVIDIA's, and tried on no other"
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
         return False, f"compute capability {major}.{minor} is below 8.0"

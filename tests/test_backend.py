@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from crossearth_sar import backend, sar_descriptors
+from crossearth_sar import PhysicsGuidedMoE, backend, sar_descriptors
 from crossearth_sar.cli.info import report
 from crossearth_sar.errors import InputError
 
@@ -130,3 +131,28 @@ def test_the_report_names_packages_backends_and_reasons() -> None:
         "triton",
     ):
         assert word in done.stdout
+
+
+def test_an_amd_gpu_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 4))
+    monkeypatch.setattr(torch.version, "hip", "6.3")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert backend.resolve_moe_backend("auto", 64, 256) == "reference"
+    if importlib.util.find_spec("triton") is not None:
+        with pytest.raises(InputError, match="AMD"):
+            backend.resolve_moe_backend("triton", 64, 256)
+
+
+def test_more_experts_than_the_kernels_route_among_are_refused_where_the_layer_is_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from crossearth_sar.kernels.routing import MAX_EXPERTS
+
+    assert MAX_EXPERTS == backend.KERNEL_MAX_EXPERTS
+    PhysicsGuidedMoE(16, 16, num_experts=64, backend="triton")
+    with pytest.raises(InputError, match="at most 64 experts, not 65"):
+        PhysicsGuidedMoE(16, 16, num_experts=65, backend="triton")
+    PhysicsGuidedMoE(16, 16, num_experts=65)

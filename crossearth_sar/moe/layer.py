@@ -62,7 +62,7 @@ class PhysicsGuidedMoE(nn.Module):
         super().__init__()
         hidden_dim = hidden_dim or 4 * dim
         spec = _spec(expert, activation)
-        self.backend = BACKENDS[resolve_moe_backend(backend, dim, hidden_dim, spec.kind)]
+        self.backend = BACKENDS[resolve_moe_backend(backend, dim, hidden_dim, spec.kind, num_experts)]
         self.is_auto = backend == "auto"
         self.router = PhysicsGuidedRouter(
             dim, num_experts, top_k=top_k, num_descriptors=num_descriptors, gate=gate
