@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +38,7 @@ from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_
 from crossearth_sar.provenance import provenance
 from crossearth_sar.shipped import WEIGHTS, model_folder
 from crossearth_sar.spacing import evenly_spaced
+from crossearth_sar.whole import write_text
 
 FORMAT = 1
 """Of the files in OUTPUT/parts: another number, and they are made anew."""
@@ -303,9 +303,7 @@ def read_part(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def write_part(path: Path, settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps({"settings": settings, "found": found}) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, json.dumps({"settings": settings, "found": found}) + "\n")
 
 
 def progress(indices: Sequence[int], words: str) -> Any:

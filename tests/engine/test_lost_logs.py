@@ -17,7 +17,8 @@ from crossearth_sar.engine.log import CsvLog, read_csv
 from crossearth_sar.engine.segmentation_run import segmentation_run
 
 BLOCKED = (
-    "config.yaml", "train.csv", "validation.csv", "metrics.json", "report.md", "parameters.txt", "predictions-b.png",
+    "config.yaml", "train.csv", "validation.csv", "metrics.json", "report.md", "parameters.txt",
+    "predictions-b.png",
 )  # fmt: skip
 
 

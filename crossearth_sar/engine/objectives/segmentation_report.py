@@ -82,12 +82,8 @@ def write_report(
             (output / name).write_text(text, encoding="utf-8")
     if train_rows:
         with told_if_lost("curves.png"):
-            curves_figure(
-                _columns(train_rows),
-                output / "curves.png",
-                "Training",
-                validation=_columns(validation) or None,
-            )
+            validated = _columns(validation) or None
+            curves_figure(_columns(train_rows), output / "curves.png", "Training", validation=validated)
     print(f"\n{report}\nAll of it is in {output}/", flush=True)
     return metrics
 
