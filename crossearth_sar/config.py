@@ -23,6 +23,12 @@ from crossearth_sar.errors import InputError, nearest
 
 T = TypeVar("T")
 
+MAX_NODES = 100_000
+"""Values in one config; a few lines of aliases can stand for billions."""
+
+MAX_NAME = 150
+"""Bytes; a file's name may have 255, and a name is only a part of it."""
+
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     """Builds dataclass `cls` from nested mappings, as read from YAML.
@@ -105,12 +111,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = _loaded(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"cannot read config file {path}", got=error.strerror, fix="give the path of a YAML file"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         raise InputError(f"config file {path} is not YAML", got=str(error)) from error
     if not isinstance(content or {}, dict):
         raise InputError(f"config file {path} is not a mapping", got=type(content).__name__)
@@ -149,6 +155,16 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
         raise InputError(f"{name} does not fit", got=repr(value), expected=expected)
 
 
+def require_name(name: str, what: str, *, of_file: bool = False) -> None:
+    """InputError unless it is a name for reports and logs, and with `of_file` for files."""
+    fits = name.strip() == name != "" and name.isprintable() and len(name.encode()) <= MAX_NAME
+    expected = f"printable letters without a line break, 1 to {MAX_NAME} bytes of UTF-8, no blanks about it"
+    if of_file:
+        fits = fits and not {"/", "\\"} & {*name} and not name.startswith(".")
+        expected += ", no slash and no dot at the start: files are called so"
+    require(fits, what, name, expected)
+
+
 def require_range(config: Any, prefix: str, low: float, high: float, *names: str) -> None:
     """InputError unless these fields of a config lie from `low` to `high`, which NaN does not; None passes.
 
@@ -157,6 +173,39 @@ def require_range(config: Any, prefix: str, low: float, high: float, *names: str
     for name in names:
         value = getattr(config, name)
         require(value is None or low <= value <= high, f"{prefix}{name}", value, f"{low:g} to {high:g}")
+
+
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What yaml raises of text that is none; the others of dates, numbers and lists that cannot be."""
+
+
+def _loaded(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded_size(node, {}) > MAX_NODES:
+            raise yaml.composer.ComposerError(
+                None, None, f"its aliases stand for more than {MAX_NODES} values", node.start_mark
+            )
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _expanded_size(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """How many values a node is once every alias in it is what it stands for."""
+    if id(node) in known:
+        size = known[id(node)]
+        if size is None:
+            raise yaml.composer.ComposerError(None, None, "a value contains itself", node.start_mark)
+        return size
+    known[id(node)] = None
+    parts = node.value if isinstance(node, yaml.CollectionNode) else []
+    inner = [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]
+    known[id(node)] = size = 1 + sum(_expanded_size(part, known) for part in inner)
+    return size
 
 
 class _Loader(yaml.SafeLoader):
@@ -265,8 +314,8 @@ def _merge_trees(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 def _read_yaml_value(text: str, override: str) -> Any:
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        value = _loaded(text)
+    except _NOT_YAML as error:
         raise InputError(
             "cannot read an override: what is right of the '=' is not YAML",
             got=f"{override!r}; {error}",

@@ -32,7 +32,12 @@ from crossearth_sar.model_files import (
 )
 from crossearth_sar.model_output import LossTerms, ModelOutput, checked_temperature
 from crossearth_sar.model_reading import read_model_folder, with_backend
-from crossearth_sar.network_input import checked_amplitude, network_input, statistics_of
+from crossearth_sar.network_input import (
+    checked_amplitude,
+    network_input,
+    require_statistics,
+    statistics_of,
+)
 from crossearth_sar.peft import EarthAdapter
 from crossearth_sar.presets import ModelConfig, MoEConfig, model_preset
 from crossearth_sar.pretrained import load_backbone
@@ -207,6 +212,8 @@ class CrossEarthSAR(nn.Module, HubFolder):
         size = working_size(given.shape[-2:], pixel_m, self.config.pixel_m)
         amplitude = average_power(given, size).to(self._weight.device)
         mean, std = statistics_of(amplitude, db_mean, db_std)
+        if db_mean is not None:
+            require_statistics(mean, std)
         with eval_mode(self):
             scores = self.slide_scores(amplitude, mean, std, on_window, taper=taper)
         size = (given.shape[-2], given.shape[-1])

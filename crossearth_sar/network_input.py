@@ -74,6 +74,18 @@ def statistics_of(image_BCHW: Tensor, db_mean: Any, db_std: Any) -> tuple[Tensor
     return db_mean, db_std
 
 
+def require_statistics(db_mean: Tensor, db_std: Tensor) -> None:
+    """InputError unless means are finite and deviations above 0: else one class would be everywhere. Looks at
+    the numbers, which on a GPU waits for them."""
+    if not (torch.isfinite(db_mean).all() and torch.isfinite(db_std).all() and (db_std > 0).all()):
+        raise InputError(
+            "db_mean and db_std are no statistics",
+            got=f"{db_mean.tolist()} and {db_std.tolist()}",
+            expected="finite numbers, the standard deviation above 0",
+            fix="give those of the images' domain, or neither: each image's own are taken then",
+        )
+
+
 def checked_amplitude(image: Any, bands: int | None = None) -> Tensor:
     """The image, tensor or array, as a floating-point tensor (B, C, H, W), when `predict` can read it.
 

@@ -22,6 +22,7 @@ from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.scene import Scene
 from crossearth_sar.input_contract import InputContract
 from crossearth_sar.model import CrossEarthSAR
+from crossearth_sar.network_input import as_tensor, require_statistics
 
 Measure = Callable[[argparse.Namespace, list[Path], float | None], tuple[list[float], list[float]]]
 
@@ -149,6 +150,20 @@ def kept_statistics(record: Mapping[str, Any], image: Path) -> tuple[Tensor, Ten
             raise InputError(f"no image of {part!r} was there when --output was begun", fix="give another")
         mean, std = mean[part], std[part]
     return torch.tensor(mean), torch.tensor(std)
+
+
+def require_kept_statistics(mean: Any, std: Any) -> None:
+    """InputError unless both are what `statistics_to_keep` gives."""
+    if mean is None and std is None:
+        return
+    pairs = [(mean, std)]
+    if isinstance(mean, Mapping) and isinstance(std, Mapping) and mean.keys() == std.keys():
+        pairs = [(mean[part], std[part]) for part in mean]
+    for one, other in pairs:
+        means, deviations = as_tensor(one, "db_mean"), as_tensor(other, "db_std")
+        require_statistics(means, deviations)
+        if means.shape != deviations.shape or means.ndim != 1:
+            raise InputError("db_mean and db_std are no pair", got=f"{one} and {other}")
 
 
 def warn_of_level(scene: Scene, model: CrossEarthSAR, mean: Tensor) -> None:

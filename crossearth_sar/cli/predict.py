@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -44,6 +43,7 @@ from crossearth_sar.cli.normalizing import (
     chosen_normalize,
     declared_values,
     kept_statistics,
+    require_kept_statistics,
     statistics_to_keep,
     warn_of_level,
 )
@@ -64,6 +64,7 @@ from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_
 from crossearth_sar.provenance import provenance
 from crossearth_sar.shipped import model_folder, shipped_models
 from crossearth_sar.spacing import evenly_spaced
+from crossearth_sar.whole import write_text
 
 RECORD = "prediction.json"
 """In the folder of maps: what they were made with. The same command reads it and goes on."""
@@ -241,10 +242,7 @@ def open_record(arguments: argparse.Namespace, model: CrossEarthSAR, images: lis
         "palette": classes.palette,
         "provenance": provenance(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, json.dumps(record, indent=1) + "\n")
     return record
 
 
@@ -257,9 +255,13 @@ def checked_record(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             "valid": "all",
             **json.loads(path.read_text(encoding="utf-8")),
         }
+        require_kept_statistics(record["db_mean"], record["db_std"])
+        record_classes(record)
         other = [key for key in SETTINGS if json.dumps(record[key]) != json.dumps(settings[key])]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged", got=repr(error), fix="give another --output") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is damaged", got=str(error) or repr(error), fix="give another --output"
+        ) from error
     if other:
         raise InputError(
             f"the maps in {path.parent} were made with other settings",

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from crossearth_sar.config import require
+from crossearth_sar.config import require, require_name
 from crossearth_sar.data.datasets.folder import FolderConfig
 from crossearth_sar.data.datasets.folder_scenes import FolderScenes
 from crossearth_sar.data.datasets.official import OfficialDataset, Part
@@ -98,6 +98,7 @@ class DomainConfig:
     """Takes only so many samples, evenly spaced; null: all."""
 
     def __post_init__(self) -> None:
+        require_name(self.name, "a domain's name", of_file=True)
         sources = {key: getattr(self, key) for key in ("simulated", "folder", "official", "mixture")}
         given = [key for key, value in sources.items() if value]
         require(len(given) == 1, f"domain {self.name!r}", given, f"exactly one of {', '.join(sources)}")

@@ -11,7 +11,7 @@ from typing import NotRequired, Protocol, TypedDict
 
 from torch import Tensor
 
-from crossearth_sar.config import require
+from crossearth_sar.config import require, require_name
 
 IGNORE_INDEX = 255
 """Mask value of a pixel that neither trains nor counts: unlabelled, nodata, or outside the image."""
@@ -66,9 +66,12 @@ class ClassTable:
     palette: tuple[tuple[int, int, int], ...]
 
     def __post_init__(self) -> None:
+        for name in self.names:
+            require_name(name, "the name of a class")
         require(len(set(self.names)) == len(self.names), "class names", self.names, "distinct names")
         require(len(self.names) < IGNORE_INDEX, "number of classes", len(self.names), "fewer than 255")
-        require(len(self.palette) == len(self.names), "palette", self.palette, "one colour per class")
+        fits = len(self.palette) == len(self.names) and all(len(color) == 3 for color in self.palette)
+        require(fits, "palette", self.palette, "one colour per class, [red, green, blue]")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger("crossearth_sar")
 
 Row = Mapping[str, float | int | str]
 
@@ -35,8 +40,14 @@ class CsvLog:
         if not self.path.exists() or not self.path.stat().st_size:
             writer.writeheader()
         writer.writerow(row)
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(buffer.getvalue())
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                file.write(buffer.getvalue())
+        except OSError:  # a full disk takes a part of it, to which the next row would be joined
+            with suppress(OSError):
+                os.truncate(self.path, before)
+            raise
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         """The file with these rows alone; a kill in here leaves it as it was."""
@@ -58,6 +69,16 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if None not in row.values() and row.get("step", "").isdigit()]
 
 
+@contextmanager
+def told_if_lost(what: str) -> Iterator[None]:
+    """A full disk, or a folder that cannot be written, is a warning within: what is lost are words and
+    pictures, never the run."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s cannot be written: %s", what, error.strerror or error)
+
+
 class TensorBoard:
     """Scalars for TensorBoard where it is installed; `note` says so where it is not."""
 
@@ -71,15 +92,25 @@ class TensorBoard:
                 "TensorBoard is not installed (pip install tensorboard); train.csv has the same numbers"
             )
             return
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step or None)
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=resume_step or None)
+        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
+            logger.warning("TensorBoard's log cannot be written and is left out: %s", error)
 
     def scalars(self, prefix: str, row: Row, step: int) -> None:
         if self._writer is None:
             return
-        for key, value in row.items():
-            if key != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(f"{prefix}/{key}", value, step)
+        try:
+            for key, value in row.items():
+                if key != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(f"{prefix}/{key}", value, step)
+        except Exception as error:  # noqa: BLE001 - as above; its writing thread keeps any kind for later
+            logger.warning("TensorBoard's log failed at step %d and is left out: %s", step, error)
+            self._writer = None
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except Exception as error:  # noqa: BLE001 - as above
+                logger.warning("TensorBoard's log did not end well: %s", error)

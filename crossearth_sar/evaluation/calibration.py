@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import CONFIG_FILE
+from crossearth_sar.whole import NotWritten, write_text
 
 SMALLEST_PROBABILITY = 1e-6
 """What no probability is below before its logarithm is taken."""
@@ -137,14 +137,12 @@ def store_temperature(folder: Path, temperature: float) -> None:
     """
     path = folder / CONFIG_FILE
     mapping = json.loads(path.read_text(encoding="utf-8"))
-    part = path.with_name(f".{path.name}.part")
     text = json.dumps({**mapping, "temperature": temperature}, indent=2) + "\n"
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
+        write_text(path, text)
+    except NotWritten as error:
         raise InputError(
             f"the temperature {temperature:g} cannot be written into {path}",
-            got=error.strerror,
+            got=str(error),
             fix="give a copy of the model's folder that can be written to",
         ) from error

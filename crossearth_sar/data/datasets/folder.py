@@ -5,7 +5,6 @@ What this is not: a reader of pixels; that is `folder_scenes.py`.
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from crossearth_sar.config import require
 from crossearth_sar.data.datasets.folder_split import FolderPart, keep_part
+from crossearth_sar.data.datasets.index_file import listed, read_index
 from crossearth_sar.data.datasets.places import what_is_at
 from crossearth_sar.data.datasets.tasks import class_table
 from crossearth_sar.data.files.amplitude import ValueKind
@@ -278,32 +278,15 @@ def _spacings(root: Path, config: FolderConfig) -> dict[Path, float]:
 
 def _index_rows(path: Path, config: FolderConfig) -> list[tuple[int, dict[str, str]]]:
     """(line number, row) of the rows of an index that the config keeps."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-    except OSError as error:
-        raise InputError(
-            f"cannot read the index {path}", got=error.strerror, fix="correct index or root"
-        ) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"the index {path} is no CSV file", got=str(error), expected="UTF-8 with a header line"
-        ) from error
-    for column in (config.image_column, config.label_column, config.pixel_m_column, *config.where):
-        if column is not None and column not in columns:
-            raise InputError(
-                f"the index {path} has no column {column!r}{nearest(column, columns)}",
-                got=", ".join(columns),
-                fix="correct image_column, label_column, pixel_m_column or where",
-            )
+    columns = (config.image_column, config.label_column, config.pixel_m_column, *config.where)
+    rows = read_index(path, [column for column in columns if column is not None])
     kept = [
         (number, row)
-        for number, row in enumerate(rows, 2)
+        for number, row in rows
         if all(row[column] == value for column, value in config.where.items())
     ]
     if not kept:
-        present = "; ".join(f"{c}: {_listed(sorted({str(row[c]) for row in rows}))}" for c in config.where)
+        present = "; ".join(f"{c}: {listed(sorted({row[c] for _, row in rows}))}" for c in config.where)
         raise InputError(
             f"no row of {path} has {config.where}", got=present or "no rows", fix="correct where"
         )
@@ -314,18 +297,33 @@ def _from_index(root: Path, config: FolderConfig) -> list[tuple[Path, Path | Non
     assert config.index is not None
     path = root / config.index
     pairs: list[tuple[Path, Path | None]] = []
+    known: set[tuple[Path, Path | None]] = set()
     for number, row in _index_rows(path, config):
         if not row[config.image_column]:
             raise InputError(f"the index {path} has a row without an image", got=f"row {number}: {row}")
         label = row[config.label_column] if config.label_column is not None else None
         image = _below(root, row[config.image_column])
         pairs.append((image, _below(root, label) if label else None))
+        if pairs[-1] in known:
+            raise InputError(
+                f"the index {path} has a row twice",
+                got=f"row {number}: {row}",
+                fix="remove one",
+            )
+        known.add(pairs[-1])
     return pairs
 
 
 def _below(root: Path, text: str) -> Path:
     """A file of the index, or what stands at an address."""
-    return root / image_path(text)
+    path = root / image_path(text)
+    try:
+        path.exists()
+    except OSError as error:
+        raise InputError(
+            f"{text[:80]} … is no name of a file", got=error.strerror, fix="correct it"
+        ) from error
+    return path
 
 
 def _keep_names(
@@ -337,7 +335,7 @@ def _keep_names(
             if not any(part in stem for stem in stems):
                 raise InputError(
                     f"{key}: no image name contains {part!r}{nearest(part, stems)}",
-                    got=_listed(stems),
+                    got=listed(stems),
                     fix=f"correct {key}: the case of letters counts",
                 )
     kept = [
@@ -373,11 +371,6 @@ def _require_patterns(images: str, labels: str | None) -> None:
             expected="as many in both: what one matches is put into the other",
             fix="for instance 'S1/*_S1Hand.tif' and 'Labels/*_LabelHand.tif'",
         )
-
-
-def _listed(names: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def raise_together(problems: Sequence[InputError], where: str, fix: str | None = None) -> None:

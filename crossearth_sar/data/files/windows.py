@@ -17,7 +17,7 @@ from typing import Any, Unpack
 import numpy as np
 import tifffile
 
-from crossearth_sar.data.files.formats import part_reader, read_stored
+from crossearth_sar.data.files.formats import decoding, part_reader, read_stored
 from crossearth_sar.data.files.georeference import tagged_pixel_m
 from crossearth_sar.data.files.names import members
 from crossearth_sar.data.files.readers import (
@@ -94,9 +94,11 @@ def stored_window(
         if reader.block_rows(path, array_key) is not None:
             stored = read_stored(path, array_key, decode=True, window=window)
     elif _is_read_in_parts(path, band_axis):
-        stored = _tiff_window(path, window)
+        with decoding(path):
+            stored = _tiff_window(path, window)
     elif path.suffix.lower() == ".npy":
-        stored = _npy_window(path, window, (bands, height, width))
+        with decoding(path):
+            stored = _npy_window(path, window, (bands, height, width))
     if stored is None:
         stored = _cut(read_stored(path, array_key, decode=True), path, window, band_axis)
     return stored
@@ -121,12 +123,13 @@ def block_rows(path: Path, *, band_axis: BandAxis = "auto", array_key: str | Non
         return max((rows for rows in each if rows is not None), default=None) if None not in each else None
     reader = part_reader(path)
     if reader is not None:
-        return reader.block_rows(path, array_key)
+        with decoding(path):
+            return reader.block_rows(path, array_key)
     if path.suffix.lower() == ".npy":
         return 1
     if not _is_read_in_parts(path, band_axis):
         return None
-    with tifffile.TiffFile(path) as tiff:
+    with decoding(path), tifffile.TiffFile(path) as tiff:
         series, page = tiff.series[0], tiff.series[0].keyframe
         if not _is_plain(series, page):
             return None
@@ -160,17 +163,7 @@ def _tiff_window(path: Path, window: Window) -> StoredImage | None:
         whole = (window.height, window.width) == (page.imagelength, page.imagewidth)
         if not _is_plain(series, page) or whole:
             return None
-        try:
-            return _plain_window(tiff, page, path, window)
-        except InputError:
-            raise
-        except (ValueError, RuntimeError, OSError, TypeError, IndexError) as error:
-            raise InputError(
-                f"cannot read {path}",
-                got=f"{error} ({type(error).__name__})",
-                expected="a whole TIFF file",
-                fix="it is damaged or cut short: get it anew",
-            ) from error
+        return _plain_window(tiff, page, path, window)
 
 
 def _is_plain(series: Any, page: Any) -> bool:

@@ -12,7 +12,7 @@ import torch
 from crossearth_sar.data.domain import Domain
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks
-from crossearth_sar.engine.log import read_csv
+from crossearth_sar.engine.log import read_csv, told_if_lost
 from crossearth_sar.engine.objectives.base import Finished
 from crossearth_sar.engine.objectives.domains import Domains, evaluate_together
 from crossearth_sar.engine.objectives.network import ParameterCounts
@@ -56,10 +56,11 @@ def write_report(
         evaluation = evaluate_together(model, domain, ranks)
         if is_main:
             results[domain.name] = _scores(domain, evaluation, majority)
-            _pictures(output, config.pictures, model, domain, evaluation.expert_share_LE.cpu())
+            with told_if_lost(f"pictures of {domain.name}"):
+                _pictures(output, config.pictures, model, domain, evaluation.expert_share_LE.cpu())
     if not is_main:
         return {}
-    train_rows = read_csv(output / "train.csv")
+    train_rows, validation = (_rows(output / name) for name in ("train.csv", "validation.csv"))
     metrics = {
         "provenance": provenance(),
         "steps": finished.step,
@@ -70,14 +71,19 @@ def write_report(
         "loss": _loss_summary([float(row["loss"]) for row in train_rows]),
         "domains": results,
     }
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    validation = read_csv(output / "validation.csv") if (output / "validation.csv").exists() else []
-    curves_figure(
-        _columns(train_rows), output / "curves.png", "Training", validation=_columns(validation) or None
-    )
-    (output / "parameters.txt").write_text(f"{config.mode}: {counts}\n", encoding="utf-8")
     report = _report(metrics, config.preset, domains.train.name)
-    (output / "report.md").write_text(report, encoding="utf-8")
+    texts = {
+        "metrics.json": json.dumps(metrics, indent=2) + "\n",
+        "report.md": report,
+        "parameters.txt": f"{config.mode}: {counts}\n",
+    }
+    for name, text in texts.items():
+        with told_if_lost(name):
+            (output / name).write_text(text, encoding="utf-8")
+    if train_rows:
+        with told_if_lost("curves.png"):
+            validated = _columns(validation) or None
+            curves_figure(_columns(train_rows), output / "curves.png", "Training", validation=validated)
     print(f"\n{report}\nAll of it is in {output}/", flush=True)
     return metrics
 
@@ -123,7 +129,16 @@ def _pictures(output: Path, rows: int, model: CrossEarthSAR, domain: Domain, sha
         )
 
 
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Of a log that may not have been written."""
+    try:
+        return read_csv(path)
+    except OSError:
+        return []
+
+
 def _loss_summary(losses: list[float]) -> dict[str, float]:
+    losses = losses or [math.nan]
     window = min(LOSS_WINDOW, max(len(losses) // 2, 1))
     first, last = (sum(part) / len(part) for part in (losses[:window], losses[-window:]))
     return {"first": first, "last": last, "fall": 1 - last / first, "window": window}
