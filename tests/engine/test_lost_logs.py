@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from crossearth_sar.engine.segmentation_run import segmentation_run
 from test_changed_data import config_of, data  # noqa: F401 - the fixture
 
 from crossearth_sar import load_model
 from crossearth_sar.engine import run_log
 from crossearth_sar.engine.distributed import Ranks
 from crossearth_sar.engine.log import CsvLog, read_csv
+from crossearth_sar.engine.make_run import make_run
 
 BLOCKED = (
     "config.yaml", "train.csv", "validation.csv", "metrics.json", "report.md", "parameters.txt",
@@ -32,7 +32,7 @@ def test_nothing_but_the_model_need_be_written(
     for name in BLOCKED:
         (output / name / "in-the-way").mkdir(parents=True)
     (output / "tensorboard").write_text("a file where a folder is to be")
-    run = segmentation_run(config_of(output, data, pictures=1, steps=2), Ranks(0, 1, torch.device("cpu")))
+    run = make_run(config_of(output, data, pictures=1, steps=2), Ranks(0, 1, torch.device("cpu")))
     run.start()
     assert run.fit()
     metrics = run.finish()
