@@ -224,3 +224,14 @@ def test_linear_enl_of_intensity_is_the_number_of_looks(looks: int) -> None:
     assert not math.isclose(float(enl[0]), float(sar_descriptors(intensity)[0, 1]), rel_tol=0.1)
     with pytest.raises(InputError, match="enl_domain"):
         sar_descriptors(intensity, enl_domain="decibel")
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_looks_of_the_linear_domain_reach_the_map(backend: str) -> None:
+    """A patch that is the whole image has the looks of the image, mean squared over variance of |X|."""
+    image = torch.distributions.Gamma(4.0, 4.0).sample((2, 1, 32, 32)).sqrt()
+    linear = sar_descriptor_map(image, 32, enl_domain="linear", backend=backend)[:, 1, 0, 0]
+    flat = image.double().flatten(1)
+    expected = (flat.mean(1) ** 2 / flat.var(1, correction=0)).float()
+    torch.testing.assert_close(linear, expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(linear, sar_descriptor_map(image, 32, backend=backend)[:, 1, 0, 0], rtol=0.05)

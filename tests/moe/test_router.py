@@ -136,3 +136,23 @@ def test_refuses_what_does_not_fit() -> None:
     for arguments in ({"top_k": 7}, {"top_k": 0}, {"gate": "hard"}):
         with pytest.raises(InputError):
             make(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_tokens_are_routed_in_float32(autocast: bool) -> None:
+    """Against float64 on the same bfloat16 numbers: products in bfloat16 would be off by a hundredth."""
+    torch.manual_seed(0)
+    router = PhysicsGuidedRouter(64, 5, num_descriptors=3)
+    torch.nn.init.normal_(router.weight)
+    if not autocast:
+        router.bfloat16()
+    x, physics = torch.randn(2, 9, 64).bfloat16(), torch.randn(2, 3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        routing = router(x, physics)
+    weight, bias = router.weight.double(), router.bias.double()
+    logits = x.double() @ weight[:, :64].T + (physics.double() @ weight[:, 64:].T)[:, None] + bias
+    exact = logits.softmax(-1)
+    torch.testing.assert_close(
+        routing.expert_probability.double(), exact.flatten(0, 1).mean(0), rtol=1e-4, atol=1e-5
+    )
+    assert torch.equal(routing.expert_index[..., 0], exact.argmax(-1))
