@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crossearth_sar.cli.config_text import commented_yaml, key_table
+from crossearth_sar.cli.options import add_set_option
 from crossearth_sar.cli.process import speaks
 from crossearth_sar.config import from_mapping, layered, parse_overrides, read_yaml, to_mapping
 from crossearth_sar.config_keys import by_likeness
@@ -35,15 +36,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, default: Any, *, requi
         required=required,
         help="settings: a file, or the name of a recipe that comes with the package",
     )
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="change settings, dotted: optim.lr=1e-4",
-    )
+    add_set_option(parser)
     parser.add_argument(
         "--print_config",
         "--print-config",

@@ -37,6 +37,7 @@ from crossearth_sar.cli.options import (
     add_data_root_option,
     add_device_option,
     add_protocol_options,
+    add_set_option,
     protocol_config,
 )
 from crossearth_sar.cli.process import look_in_working_folder
@@ -101,15 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_own_options(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("with --config")
-    own.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="settings",
-    )
+    add_set_option(own)
     own.add_argument(
         "--as",
         metavar="CLASS=MODEL_CLASSES",

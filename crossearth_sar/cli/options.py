@@ -17,6 +17,19 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=found, help=f"cpu, cuda, cuda:1, …; here {found}")
 
 
+def add_set_option(parser: Any) -> None:
+    """--set, whose words are in `overrides`."""
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="change settings, dotted: optim.lr=1e-4",
+    )
+
+
 def add_data_root_option(parser: Any, holds: str = "the datasets' folders") -> None:
     """--data-root, for an argument group too."""
     parser.add_argument("--data-root", default=".", metavar="FOLDER", help=f"holds {holds}")

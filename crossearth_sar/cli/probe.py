@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from crossearth_sar.cli.options import add_device_option
+from crossearth_sar.cli.options import add_device_option, add_set_option
 from crossearth_sar.cli.own_config import own_config
 from crossearth_sar.cli.parts import called
 from crossearth_sar.cli.probing import add_probe_options, contenders, options_of, probe_all
@@ -32,14 +32,7 @@ from crossearth_sar.shipped import model_folder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", metavar="YAML|NAME", required=True, help="train and domains, or a training run's")
-    add(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-    )
+    add_set_option(parser)
     add("--model", metavar="FOLDER", nargs="+", default=[], help="saved models or backbones of this package")
     add("--adapter", metavar="MODULE:FUNCTION", nargs="+", default=[], help="other encoders")
     add_probe_options(parser)

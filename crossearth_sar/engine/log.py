@@ -69,6 +69,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if None not in row.values() and row.get("step", "").isdigit()]
 
 
+def rows_left(path: Path) -> list[dict[str, str]]:
+    """Of a log that may not have been written: none then."""
+    try:
+        return read_csv(path)
+    except OSError:
+        return []
+
+
 @contextmanager
 def told_if_lost(what: str) -> Iterator[None]:
     """A full disk, or a folder that cannot be written, is a warning within: what is lost are words and

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from crossearth_sar.config import to_mapping
-from crossearth_sar.data.domain_fingerprint import changes
+from crossearth_sar.data.domain import Domain
+from crossearth_sar.data.domain_fingerprint import changes, fingerprint
 from crossearth_sar.engine.checkpoint_files import list_checkpoints, read_state, without_state
 from crossearth_sar.engine.checkpoint_state import STATE_FILE, step_name
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.errors import InputError
+from crossearth_sar.presets import ModelConfig
+from crossearth_sar.pretrained import function_of
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +83,21 @@ def _note_changes(before: dict[str, Any], config: RunConfig, say: Callable[[str]
         say(f"note: resumed with another {', '.join(changed)} than before; the run is not a repetition")
 
 
-def require_same_function(before: dict[str, Any], now: dict[str, Any]) -> None:
+def about_run(model: ModelConfig, data: Mapping[str, Domain]) -> dict[str, Any]:
+    """What a checkpoint says of a run besides its settings, for `require_same_run`."""
+    return {
+        "model": function_of(model),
+        "data": {name: fingerprint(domain) for name, domain in data.items()},
+    }
+
+
+def require_same_run(before: Mapping[str, Any], now: Mapping[str, Any], config: RunConfig) -> None:
+    """InputError where what `about_run` said when a checkpoint was made is not so now."""
+    _require_same_function(before["model"], now["model"])
+    _require_same_data(before["data"], now["data"], go_on=config.changed_data == "go_on")
+
+
+def _require_same_function(before: dict[str, Any], now: dict[str, Any]) -> None:
     """InputError where a checkpoint's weights would fit this model and mean something else in it."""
     different = [key for key in sorted(now) if before.get(key) != now[key]]
     if different:
@@ -92,7 +109,7 @@ def require_same_function(before: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def require_same_data(before: dict[str, Any], now: dict[str, Any], *, go_on: bool) -> None:
+def _require_same_data(before: dict[str, Any], now: dict[str, Any], *, go_on: bool) -> None:
     """InputError where data differ from those of the checkpoint; a warning where the run is to go on."""
     said = [words for key in now for words in changes(before.get(key, {}), now[key], key)]
     if not said:

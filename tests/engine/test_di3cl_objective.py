@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from di3cl_run import SCENES, di3cl_run
@@ -13,6 +15,8 @@ from ranks import begin, shared_pool
 from safetensors.torch import load_file
 
 from crossearth_sar import load_model
+from crossearth_sar.data.datasets.folder import FolderConfig
+from crossearth_sar.data.domain import DomainConfig
 from crossearth_sar.engine.checkpoint_files import list_checkpoints
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks
@@ -69,6 +73,33 @@ def test_it_goes_on_to_the_last_bit_and_leaves_a_backbone(tmp_path: Path) -> Non
     export(list_checkpoints(whole / "checkpoints")[-1], tmp_path / "exported")
     exported = load_file(tmp_path / "exported" / "model.safetensors")
     assert all(torch.equal(value, exported[name]) for name, value in found.state_dict().items())
+
+
+def test_a_resumed_run_notices_other_images(tmp_path: Path) -> None:
+    data, output = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for number in range(4):
+        np.save(data / f"{number}.npy", np.random.default_rng(number).rayleigh(1.0, (64, 64)))
+    folder = FolderConfig(root=str(data), images="*.npy", values="amplitude")
+    images = DomainConfig(name="a", folder=folder, normalize="image")
+    config = replace(di3cl_run(output, executor="local", steps=1), train=images)
+    train(config)
+    np.save(data / "9.npy", np.ones((64, 64)))
+    with pytest.raises(InputError, match=r"(?s)not those that the run began with.*changed_data=go_on"):
+        begin(config, "auto")
+
+
+def test_a_finished_run_survives_a_disk_that_takes_no_report(tmp_path: Path) -> None:
+    """The backbone is there before words and pictures, which are lost with a warning."""
+    output = tmp_path / "run"
+    run = begin(di3cl_run(output, executor="local", steps=1, pictures=1))
+    run.fit()
+    (output / "train.csv").unlink()
+    for name in ("metrics.json", "report.md", "views.png"):
+        (output / name).mkdir()  # writing fails
+    run.finish()
+    run.close()
+    assert load_model(output / "model").decoder is None
 
 
 def columns_of(output: Path) -> list[dict[str, float]]:

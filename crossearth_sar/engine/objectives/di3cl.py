@@ -23,6 +23,7 @@ from crossearth_sar.engine.objectives.di3cl_probe import ProbeDomains, open_prob
 from crossearth_sar.engine.objectives.di3cl_report import write_report
 from crossearth_sar.engine.objectives.network import build_network, check_weights, count_parameters
 from crossearth_sar.engine.planning.layout import run_model_config
+from crossearth_sar.engine.resume import about_run, require_same_run
 from crossearth_sar.errors import InputError
 from crossearth_sar.model import save_model
 from crossearth_sar.selfsup.di3cl import DI3CL, DI3CLTerms
@@ -128,6 +129,12 @@ class SelfSupervised(Objective):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.steps = int(state[STEPS])
         self.trained.load_state({name: value for name, value in state.items() if name != STEPS})
+
+    def about(self) -> dict[str, Any]:
+        return about_run(self.model_config, {"train": self.images})
+
+    def check_about(self, before: dict[str, Any]) -> None:
+        require_same_run(before, self.about(), self.config)
 
     def save_result(self, model: nn.Module, folder: Path) -> None:
         """The backbone alone: what `weights=` takes."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from crossearth_sar.data.stream import TrainStream
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks
-from crossearth_sar.engine.log import read_csv
+from crossearth_sar.engine.log import rows_left, told_if_lost
 from crossearth_sar.engine.objectives.base import Finished, on_device
 from crossearth_sar.engine.objectives.di3cl_probe import ProbeDomains, probe_lines, probe_rows
 from crossearth_sar.evaluation.figures.curves import curves_figure
@@ -51,28 +51,36 @@ def write_report(
     if not ranks.is_main:
         return {}
     output = finished.output
-    rows = read_csv(output / "train.csv")
+    rows = rows_left(output / "train.csv")
     metrics: dict[str, Any] = {
         "provenance": provenance(),
         "steps": finished.step,
         **finished.facts,
-        "log": {name: _ends([row[name] for row in rows]) for name in LOGGED if name in rows[0]},
+        "log": {name: _ends([row[name] for row in rows]) for name in LOGGED if rows and name in rows[0]},
     }
     if probe is not None:
         finished.say("probing the features with few labels …")
         found = probe_rows(probe, model.encoder, config.seed)
         metrics["probe"] = [row.to_mapping() for row in found]
     lines = _lines(metrics, config, probe_lines(found) if probe is not None else [])
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    (output / "report.md").write_text(lines, encoding="utf-8")
-    columns = {
-        name: [float(row[name] or math.nan) for row in rows] for name in ("step", "loss", "lr", "grad_norm")
-    }
-    curves_figure(columns, output / "curves.png", "Self-supervised training")
-    if config.pictures:
-        draw_pictures(output, model, [pairs[draw] for draw in range(config.pictures)])
+    for name, text in {"metrics.json": json.dumps(metrics, indent=2) + "\n", "report.md": lines}.items():
+        with told_if_lost(name):
+            (output / name).write_text(text, encoding="utf-8")
+    with told_if_lost("pictures"):
+        _draw(output, config, model, rows, pairs)
     print(f"\n{lines}\nAll of it is in {output}/", flush=True)
     return metrics
+
+
+def _draw(
+    output: Path, config: RunConfig, model: DI3CL, rows: list[dict[str, str]], pairs: TrainStream[Pair]
+) -> None:
+    if rows:
+        names = ("step", "loss", "lr", "grad_norm")
+        columns = {name: [float(row[name] or math.nan) for row in rows] for name in names}
+        curves_figure(columns, output / "curves.png", "Self-supervised training")
+    if config.pictures:
+        draw_pictures(output, model, [pairs[draw] for draw in range(config.pictures)])
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossearth_sar.data.domain_fingerprint import fingerprint
 from crossearth_sar.data.sample import Sample
 from crossearth_sar.data.stream import TrainStream, join_samples
 from crossearth_sar.data.transforms import AugmentConfig, TrainTransform, center_crop_or_pad
@@ -35,7 +34,7 @@ from crossearth_sar.engine.objectives.network import (
 )
 from crossearth_sar.engine.objectives.segmentation_report import write_report
 from crossearth_sar.engine.planning.layout import run_model_config
-from crossearth_sar.engine.resume import require_same_data, require_same_function
+from crossearth_sar.engine.resume import about_run, require_same_run
 from crossearth_sar.engine.throughput import balance_columns
 from crossearth_sar.model import (
     CONFIG_FILE,
@@ -46,7 +45,6 @@ from crossearth_sar.model import (
     save_config,
     save_model,
 )
-from crossearth_sar.pretrained import function_of
 
 NETWORK_INPUTS = ("image", "db_mean", "db_std")
 
@@ -178,15 +176,10 @@ class Segmentation(Objective):
 
     def about(self) -> dict[str, Any]:
         data = {"train": self.domains.train, "validation": self.domains.validation}
-        return {
-            "model": function_of(self.model_config),
-            "data": {key: fingerprint(domain) for key, domain in data.items()},
-        }
+        return about_run(self.model_config, data)
 
     def check_about(self, before: dict[str, Any]) -> None:
-        now = self.about()
-        require_same_function(before["model"], now["model"])
-        require_same_data(before["data"], now["data"], go_on=self.config.changed_data == "go_on")
+        require_same_run(before, self.about(), self.config)
 
     def save_model(self, model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> list[str]:
         assert isinstance(model, CrossEarthSAR)

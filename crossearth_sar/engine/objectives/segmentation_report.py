@@ -12,7 +12,7 @@ import torch
 from crossearth_sar.data.domain import Domain
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks
-from crossearth_sar.engine.log import read_csv, told_if_lost
+from crossearth_sar.engine.log import rows_left, told_if_lost
 from crossearth_sar.engine.objectives.base import Finished
 from crossearth_sar.engine.objectives.domains import Domains, evaluate_together
 from crossearth_sar.engine.objectives.network import ParameterCounts
@@ -60,7 +60,7 @@ def write_report(
                 _pictures(output, config.pictures, model, domain, evaluation.expert_share_LE.cpu())
     if not is_main:
         return {}
-    train_rows, validation = (_rows(output / name) for name in ("train.csv", "validation.csv"))
+    train_rows, validation = (rows_left(output / name) for name in ("train.csv", "validation.csv"))
     metrics = {
         "provenance": provenance(),
         "steps": finished.step,
@@ -127,14 +127,6 @@ def _pictures(output: Path, rows: int, model: CrossEarthSAR, domain: Domain, sha
             output / f"experts-{domain.name}.png",
             f"Share of tokens per expert and layer, {domain.name}",
         )
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Of a log that may not have been written."""
-    try:
-        return read_csv(path)
-    except OSError:
-        return []
 
 
 def _loss_summary(losses: list[float]) -> dict[str, float]:

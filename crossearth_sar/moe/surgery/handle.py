@@ -103,7 +103,10 @@ class ReplacedFFN:
         return {path: routed.moe for path, routed in self._layers.items()}
 
     def routing(self) -> tuple[RoutingInfo, ...]:
-        """What this thread's last forward decided, in the order in which its layers ran; empty before it."""
+        """What this thread's last forward decided, in the order in which its layers ran; empty before it.
+
+        Kept, graph included, until the next forward of a thread of that number.
+        """
         return tuple(self._forward().routing)
 
     def balance_loss(self, weight: float = 0.005) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +24,9 @@ def note_replacement(model: nn.Module, paths: list[str], options: MoEOptions) ->
     if not hasattr(config, "save_pretrained"):
         return
     kept = {name: value for name, value in asdict(options).items() if name not in NOT_KEPT}
-    setattr(config, KEY, [*getattr(config, KEY, []), {"paths": paths, **kept}])
+    own = copy.deepcopy(config)  # models built from one config share it
+    setattr(own, KEY, [*getattr(own, KEY, []), {"paths": paths, **kept}])
+    model.config = own  # type: ignore[assignment]
 
 
 def options_of(call: Mapping[str, Any]) -> MoEOptions:

@@ -36,6 +36,9 @@ def load_replaced(
             its own parts, a RunningStandardizer, say.
         options: of from_pretrained.
 
+    Returns:
+        Model and handle; of several calls of replace_ffn the last's, the others' by `ReplacedFFN.of` a part.
+
     Raises:
         InputError: where the config tells of no replacement, or weights are missing, left over or unfit.
     """

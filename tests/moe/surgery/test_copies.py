@@ -87,28 +87,36 @@ def test_the_handle_of_a_model() -> None:
 
 
 def test_threads_see_their_own_forward() -> None:
+    """All have begun, with their descriptors, before a layer of any runs."""
     model, moe = described()
     model.eval()
-    inputs = [torch.randn(1 + number, 7, DIM) * (1 + number) for number in range(4)]
+    inputs = [torch.randn(2, 7 + number, DIM) for number in range(3)]
     with torch.no_grad():
         expected = [model(x) for x in inputs]
-    wrong: list[str] = []
+    meeting = threading.Barrier(len(inputs), timeout=60)
+
+    def wait_for_all(module: nn.Module, inputs: object) -> None:
+        meeting.wait()
+
+    hook = model.blocks[0].register_forward_pre_hook(wait_for_all)
+    found: dict[int, tuple[Tensor, set[int], int]] = {}
 
     def work(number: int) -> None:
         with torch.no_grad():
-            for _ in range(25):
-                if not torch.equal(model(inputs[number]), expected[number]):
-                    wrong.append(f"thread {number}: another output")
-                shapes = {routing.expert_index.shape[0] for routing in moe.routing()}
-                if shapes != {1 + number} or len(moe.routing()) != LAYERS:
-                    wrong.append(f"thread {number}: routing of {shapes}")
+            output = model(inputs[number])
+        routing = moe.routing()
+        found[number] = output, {each.expert_index.shape[1] for each in routing}, len(routing)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(inputs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong, wrong[:3]
+    hook.remove()
+    assert sorted(found) == [0, 1, 2], "one of them failed"
+    for number, (output, tokens, layers) in found.items():
+        assert torch.equal(output, expected[number])
+        assert (tokens, layers) == ({7 + number}, LAYERS)
 
 
 @pytest.mark.parametrize("broken", ["router weight", "descriptor"])

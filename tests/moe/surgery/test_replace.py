@@ -19,10 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Dinov2Config, Dinov2Model
 
 import crossearth_sar
-from crossearth_sar import InputError, PhysicsGuidedMoE, replace_ffn
+from crossearth_sar import InputError, replace_ffn
 from crossearth_sar.moe import ReplacedFFN
-from crossearth_sar.moe.activations import ACTIVATIONS
-from crossearth_sar.moe.surgery.mlp import activation_name
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "dinov2_to_moe.py"
 DINOV2 = "encoder.layer.*.mlp"
@@ -44,30 +42,6 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop2(self.fc2(self.norm(self.drop1(self.act(self.fc1(x))))))
-
-
-class Residual(Mlp):
-    """Has the parts of an FFN, but adds its input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
-
-
-class TwoInputs(Mlp):
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x) + residual
-
-
-class Gated(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.w12, self.w3 = nn.Linear(DIM, 96), nn.Linear(48, DIM)
-
-
-class SplitHalf(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense, self.intermediate_act_fn = nn.Linear(DIM, 48), nn.GELU()
 
 
 class Block(nn.Module):
@@ -309,88 +283,6 @@ def test_balance_loss_is_the_sum_over_layers_and_trains_the_routers() -> None:
     assert all(layer.router.weight.grad.abs().sum() > 0 for layer in moe.layers.values())
 
 
-def gradients(
-    model: Transformer, moe: ReplacedFFN, batches: list[tuple[Tensor, Tensor]]
-) -> dict[str, Tensor]:
-    """Of the sum of all batches' losses; every forward comes before the one backward."""
-    model.zero_grad()
-    losses = []
-    for x, descriptors in batches:
-        with moe.batch(descriptors):
-            losses.append(model(x).square().mean() + moe.balance_loss(0.1))
-    with torch.no_grad(), moe.batch(torch.full_like(batches[0][1], 5.0)):
-        model(batches[0][0])  # as for a validation picture between forward and backward
-    torch.stack(losses).sum().backward()
-    assert len(moe.routing()) == LAYERS, "recomputation must not add to it"
-    return {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
-def checkpointed_model() -> tuple[Transformer, ReplacedFFN, list[tuple[Tensor, Tensor]]]:
-    model = Transformer()
-    moe = replace_ffn(model, "*.mlp", gate="probability")
-    large_routers(moe)
-    part_experts(moe)
-    return model, moe, [(torch.randn(2, 7, DIM), 3 * torch.randn(2, 3)) for _ in range(2)]
-
-
-def test_checkpointing_changes_no_gradient_and_doubles_no_routing() -> None:
-    model, moe, batches = checkpointed_model()
-    expected = gradients(model, moe, batches[:1])
-    model.reentrant = False
-    torch.testing.assert_close(gradients(model, moe, batches[:1]), expected)
-
-
-def test_checkpointing_with_two_forwards_before_one_backward() -> None:
-    model, moe, batches = checkpointed_model()
-    expected = gradients(model, moe, batches)
-    model.reentrant, model.context_fn = False, moe.checkpoint_context
-    torch.testing.assert_close(gradients(model, moe, batches), expected)
-    model.context_fn = None
-    mixed_up = gradients(model, moe, batches)
-    assert not all(torch.allclose(mixed_up[name], expected[name]) for name in expected), (
-        "or the descriptors matter so little here that the test proves nothing"
-    )
-
-
-def test_the_whole_model_checkpointed() -> None:
-    def describe(_: nn.Module, x: Tensor) -> Tensor:
-        return x.mean(1)[:, :3] * 10
-
-    model, x = Transformer(), torch.randn(2, 7, DIM, requires_grad=True)
-    moe = replace_ffn(model, "*.mlp", descriptors=describe, gate="probability")
-    model(x).square().mean().backward()
-    expected = x.grad
-    x.grad = None
-    loss = checkpoint(model, x, use_reentrant=False).square().mean()
-    routing = moe.routing()
-    loss.backward()
-    torch.testing.assert_close(x.grad, expected)
-    assert moe.routing() == routing
-
-
-def test_reentrant_checkpointing_cannot_carry_the_balance_loss() -> None:
-    model = Transformer()
-    moe = replace_ffn(model, "*.mlp")
-    model.reentrant = True
-    y = model(torch.randn(2, 7, DIM, requires_grad=True))
-    with pytest.raises(InputError, match="use_reentrant=False"):
-        moe.balance_loss()
-    y.sum().backward()
-    assert len(moe.routing()) == LAYERS
-
-
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # the name in 5.0
-def test_transformers_own_gradient_checkpointing() -> None:
-    model, pixels = dinov2(), torch.randn(1, 3, 28, 28)
-    moe = replace_ffn(model, DINOV2)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    (model(pixels).last_hidden_state.square().mean() + moe.balance_loss()).backward()
-    assert len(moe.routing()) == LAYERS
-    assert all(layer.router.weight.grad.abs().sum() > 0 for layer in moe.layers.values())
-    assert all(layer.experts.w1.grad.abs().sum() > 0 for layer in moe.layers.values())
-
-
 def test_a_copy_has_a_handle_of_its_own() -> None:
     model, x = Transformer(), torch.randn(2, 7, DIM)
     moe = replace_ffn(model, "*.mlp")
@@ -423,52 +315,6 @@ def test_two_handles_on_one_model() -> None:
         replace_ffn(model, "blocks.0.mlp")
 
 
-@pytest.mark.parametrize(
-    ("make", "problem"),
-    [
-        (lambda: Mlp(drop=0.1), r"drop1 drops out(.|\n)*p = 0.1"),
-        (lambda: Mlp(act=nn.SiLU()), "not one the experts have(.|\n)*SiLU"),
-        (lambda: Mlp(act=nn.ReLU6()), "not one the experts have"),
-        (lambda: Mlp(norm=nn.LayerNorm(48)), r"besides its linear maps: act, norm"),
-        (Gated, r"gated FFN \(SwiGLU\)"),
-        (SplitHalf, "split into two modules"),
-        (Residual, "computes something else"),
-        (TwoInputs, r"not called as mlp\(x\) -> y"),
-        (lambda: nn.Linear(DIM, DIM), "not a dense FFN"),
-        (lambda: PhysicsGuidedMoE(DIM), "mixture of experts already"),
-    ],
-)  # fmt: skip
-def test_refuses_what_is_no_dense_ffn_and_leaves_the_model_alone(
-    make: Callable[[], nn.Module], problem: str
-) -> None:
-    model = Transformer()
-    model.blocks[2].mlp = make()
-    before = [block.mlp for block in model.blocks]
-    with pytest.raises(InputError, match=problem) as caught:
-        replace_ffn(model, "*.mlp")
-    assert "blocks.2.mlp" in str(caught.value)
-    assert [block.mlp for block in model.blocks] == before
-    assert not model._forward_pre_hooks
-
-
-def test_refuses_half_a_gated_and_a_quantised_one() -> None:
-    model = Transformer()
-    model.blocks[0].mlp.fc2 = nn.Linear(24, DIM)
-    with pytest.raises(InputError, match="do not fit each other"):
-        replace_ffn(model, "*.mlp")
-    model.blocks[0].mlp.fc2 = type("Linear8bit", (nn.Linear,), {})(48, DIM)
-    with pytest.raises(InputError, match=r"plain nn\.Linear"):
-        replace_ffn(model, "*.mlp")
-    model.blocks[0].mlp.fc2 = nn.Linear(48, DIM).half()
-    with pytest.raises(InputError, match="differ in dtype"):
-        replace_ffn(model, "*.mlp")
-
-
-def test_swiglu_dinov2_wants_gated_experts() -> None:
-    with pytest.raises(InputError, match=r'gated FFN(.|\n)*kind="swiglu"'):
-        replace_ffn(dinov2(use_swiglu_ffn=True), DINOV2)
-
-
 def test_a_pattern_without_a_match_names_near_paths() -> None:
     with pytest.raises(InputError, match=r"no module matches(.|\n)*blocks\.\*\.ffn(.|\n)*blocks\.0\.mlp"):
         replace_ffn(Transformer(), ["blocks.*.mlp", "blocks.*.ffn"])
@@ -482,14 +328,6 @@ def test_bad_options_leave_the_model_alone() -> None:
         with pytest.raises(InputError):
             replace_ffn(model, "*.mlp", **options)  # type: ignore[arg-type]
     assert isinstance(model.blocks[0].mlp, Mlp)
-
-
-def test_activations_are_told_by_their_values() -> None:
-    for name, function in ACTIVATIONS.items():
-        assert activation_name(function, "mlp") == name
-    assert activation_name(nn.ReLU(inplace=True), "mlp") == "relu"
-    with pytest.raises(InputError, match="activation of 'mlp'"):
-        activation_name(lambda x: x * torch.sigmoid(1.702 * x), "mlp")
 
 
 def test_the_example_runs_offline(

@@ -48,20 +48,28 @@ def test_save_pretrained_and_back(tmp_path: Path) -> None:
         load_replaced(Dinov2Model, tmp_path)
 
 
+def test_models_of_one_config_keep_their_own_record(tmp_path: Path) -> None:
+    config = dinov2().config
+    models = [Dinov2Model(config) for _ in range(3)]
+    for model, experts in zip(models[:2], (2, 3), strict=True):
+        replace_ffn(model, DINOV2, num_experts=experts)
+    for number, model in enumerate(models):
+        model.save_pretrained(tmp_path / str(number))
+    for number, experts in enumerate((2, 3)):
+        _, handle = load_replaced(Dinov2Model, tmp_path / str(number))
+        assert handle.layers["encoder.layer.0.mlp"].router.num_experts == experts
+    with pytest.raises(InputError, match="no replaced FFN"):
+        load_replaced(Dinov2Model, tmp_path / "2")
+
+
 def test_a_model_without_replacement_is_told(tmp_path: Path) -> None:
     dinov2().save_pretrained(tmp_path)
     with pytest.raises(InputError, match="no replaced FFN"):
         load_replaced(Dinov2Model, tmp_path)
 
 
-def test_the_trainer_of_transformers_trains_it_and_its_checkpoint_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_trainer_of_transformers_trains_it_and_its_checkpoint_loads(tmp_path: Path) -> None:
     from transformers import Dinov2ForImageClassification, Trainer, TrainerCallback, TrainingArguments
-    from transformers import trainer as trainers
-
-    # tests/data, on the path of a whole run, has a folder of that name, which is not the package
-    monkeypatch.setattr(trainers, "is_datasets_available", lambda: False)
 
     torch.manual_seed(0)
     config = dinov2().config
