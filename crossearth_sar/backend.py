@@ -170,6 +170,7 @@ def auto_moe_backend_for_call(resolved: str, device_type: str, dtype: torch.dtyp
     return "reference"
 
 
+@torch.compiler.assume_constant_result  # what is installed: to a compiled graph a constant
 def resolve_descriptor_backend(requested: str = "auto") -> str:
     """The descriptor backend that `requested` means here; raises as `resolve_moe_backend`."""
     return _resolve("descriptor", requested, tuple(descriptor_backend_status()))
@@ -196,6 +197,7 @@ def _resolve(part: str, requested: str, statuses: tuple[BackendStatus, ...]) -> 
     return requested
 
 
+@torch.compiler.assume_constant_result  # said once while a model is compiled, like any other first time
 @cache
 def log_once(message: str, level: int = logging.INFO) -> None:
     """Tells the user, the first time; a warning is seen without any set-up of logging."""

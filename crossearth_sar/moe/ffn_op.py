@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from crossearth_sar.moe.backends import BACKENDS
 from crossearth_sar.moe.backends.base import DispatchPlan, ExpertWeights, FusedBackend
@@ -167,3 +168,17 @@ def _backward(ctx: Any, dy_TD: Tensor | None, _dpre_NF: Tensor | None) -> tuple[
 
 
 moe_ffn.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.crossearth_sar.moe_ffn)
+def _forward_flop(x_TD: Any, gate_A: Any, *others: Any, **_: Any) -> int:
+    """Two products of every assignment; arguments are the op's, tensors as their shapes."""
+    w1_EFD, w2_EDF, top_k = others[2], others[4], others[6]
+    return int(2 * x_TD[0] * top_k * w1_EFD[1] * (w1_EFD[2] + w2_EDF[1]))
+
+
+@register_flop_formula(torch.ops.crossearth_sar.moe_ffn_backward)
+def _backward_flop(dy_TD: Any, x_TD: Any, pre_NF: Any, gate_A: Any, *others: Any, **_: Any) -> int:
+    """Nothing is computed again that a product gives: as often as forward by the tokens and the weights."""
+    want_weights = others[-1]
+    return (2 if want_weights else 1) * _forward_flop(x_TD, gate_A, *others)

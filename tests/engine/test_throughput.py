@@ -18,6 +18,21 @@ from crossearth_sar.presets import ModelConfig, model_preset
 SMALL = {"vit": {"dim": 32, "num_heads": 2}, "decoder": {"channels": 32, "num_heads": 2, "num_points": 64}}
 
 
+def test_flop_of_a_sparse_model_are_those_torch_counts() -> None:
+    """Router, and experts, whose operations are custom and have formulas of their own."""
+    sparse = merge(model_preset("crossearth_sar_tiny", 7), SMALL)
+    found = []
+    for config in (sparse, merge(sparse, {"moe": None})):
+        model = CrossEarthSAR(config).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.features(torch.rand(1, 1, config.crop_size, config.crop_size))
+        found.append((counter.get_total_flops(), forward_flop(config)))
+    counted, told = (a - b for a, b in zip(*found, strict=True))
+    descriptors = 2 * config.vit.depth * sparse.moe.num_experts * sparse.moe.num_descriptors
+    assert counted - descriptors == pytest.approx(told - tokens_per_image(config) * descriptors)
+    # told: the router's width has the descriptors in it, though their part is taken once an image
+
+
 @pytest.mark.parametrize("change", [{}, {"query_layers": 5}, {"pixel_layers": 1}, {"channels": 64}])
 def test_flop_of_a_dense_model_are_those_torch_counts(change: dict[str, int]) -> None:
     config = merge(merge(model_preset("crossearth_sar_tiny", 7), SMALL), {"moe": None, "decoder": change})

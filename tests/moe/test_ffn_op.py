@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from crossearth_sar import PhysicsGuidedMoE
 from crossearth_sar.errors import InputError
@@ -17,6 +18,7 @@ from crossearth_sar.moe import layer as layer_module
 from crossearth_sar.moe.activations import ACTIVATIONS
 from crossearth_sar.moe.backends import BACKENDS, REFERENCE, reference
 from crossearth_sar.moe.dispatch import DispatchPlan
+from crossearth_sar.moe.expert_spec import ExpertSpec
 from crossearth_sar.moe.expert_types import FFN
 from crossearth_sar.moe.ffn_op import moe_ffn, moe_ffn_backward
 
@@ -253,6 +255,23 @@ def test_auto_on_a_gpu_compiles_and_runs_in_every_dtype(
         y = run(x)[0] if run is layer else run(x)
         tolerance = 0.02 if dtype == torch.bfloat16 else 1e-6
         torch.testing.assert_close(y[0], expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["ffn", "swiglu"])
+def test_torchs_counter_sees_the_experts_products(kind: str) -> None:
+    """Of as many rows as tokens and experts make, forward, and twice that backward; once where weights rest."""
+    layer = PhysicsGuidedMoE(DIM, HIDDEN, top_k=2, num_descriptors=0, expert=ExpertSpec(kind=kind))
+    x = torch.randn(2, 9, DIM, requires_grad=True)
+    matrices = sum(w[0].numel() for w in layer.experts.parameters() if w.ndim == 3)
+    forward, router = 2 * 18 * 2 * matrices, 2 * 18 * DIM * 6
+    for frozen in (False, True):
+        layer.requires_grad_(not frozen)
+        with FlopCounterMode(display=False) as counter:
+            y = layer(x)[0]
+            assert counter.get_total_flops() == forward + router
+            y.square().sum().backward()
+        experts = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "crossearth" in str(op))
+        assert experts == forward * (2 if frozen else 3)
 
 
 def test_activation_checkpointing_gives_the_same_gradients() -> None:

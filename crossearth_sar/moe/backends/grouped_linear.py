@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 
 @torch.library.custom_op("crossearth_sar::grouped_linear", mutates_args=())
@@ -82,3 +83,16 @@ def _backward(ctx: Any, dout_NJ: Tensor) -> tuple[Tensor | None, ...]:
 
 
 grouped_linear.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.crossearth_sar.grouped_linear)
+def _forward_flop(rows_NI: Any, weight_EJI: Any, *_: Any, **__: Any) -> int:
+    """Arguments are the op's, tensors as their shapes."""
+    return int(2 * rows_NI[0] * weight_EJI[1] * weight_EJI[2])
+
+
+@register_flop_formula(torch.ops.crossearth_sar.grouped_linear_backward)
+def _backward_flop(
+    dout_NJ: Any, rows_NI: Any, weight_EJI: Any, offsets_E1: Any, want_weights: bool, **_: Any
+) -> int:
+    return (2 if want_weights else 1) * _forward_flop(rows_NI, weight_EJI)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from crossearth_sar.moe.backends.base import DispatchPlan, ExpertWeights, FFNGradients, FusedBackend
 
@@ -104,6 +105,12 @@ def router_probability_op(
 @router_probability_op.register_fake
 def _(x_TD: Tensor, weight_ED: Tensor, image_bias_BE: Tensor, tokens_per_image: int) -> Tensor:
     return x_TD.new_empty(x_TD.shape[0], weight_ED.shape[0], dtype=torch.float32)
+
+
+@register_flop_formula(torch.ops.crossearth_sar.router_probability)
+def _router_flop(x_TD: Any, weight_ED: Any, *_: Any, **__: Any) -> int:
+    """Arguments are the op's, tensors as their shapes."""
+    return int(2 * x_TD[0] * x_TD[1] * weight_ED[0])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
