@@ -259,7 +259,7 @@ def test_auto_on_a_gpu_compiles_and_runs_in_every_dtype(
 
 @pytest.mark.parametrize("kind", ["ffn", "swiglu"])
 def test_torchs_counter_sees_the_experts_products(kind: str) -> None:
-    """Of as many rows as tokens and experts make, forward, and twice that backward; once where weights rest."""
+    """Of as many rows as tokens and experts make; twice that backward, once where weights rest."""
     layer = PhysicsGuidedMoE(DIM, HIDDEN, top_k=2, num_descriptors=0, expert=ExpertSpec(kind=kind))
     x = torch.randn(2, 9, DIM, requires_grad=True)
     matrices = sum(w[0].numel() for w in layer.experts.parameters() if w.ndim == 3)
