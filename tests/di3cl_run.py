@@ -17,7 +17,7 @@ MODEL: dict[str, Any] = {
 }
 
 
-def di3cl_run(output: Path, **changes: Any) -> RunConfig:
+def di3cl_run(output: Path, model: dict[str, Any] = MODEL, **changes: Any) -> RunConfig:
     """Six steps of four pairs on two simulated sensors, without a probe; `changes` are dotted keys."""
     small = {
         "output": str(output),
@@ -27,7 +27,7 @@ def di3cl_run(output: Path, **changes: Any) -> RunConfig:
         "validate_every": 100,
         "pictures": 0,
         "optim": {"lr": 1e-3, "warmup_steps": 2},
-        "model": MODEL,
+        "model": model,
         "selfsup": {"method": {"queue_length": 16, "hidden_dim": 16, "output_dim": 8}},
         "train": {
             "name": "two",

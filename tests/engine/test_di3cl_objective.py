@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from di3cl_run import SCENES, di3cl_run
+from di3cl_run import MODEL, SCENES, di3cl_run
 from ranks import begin, shared_pool
 from safetensors.torch import load_file
 
@@ -73,6 +73,33 @@ def test_it_goes_on_to_the_last_bit_and_leaves_a_backbone(tmp_path: Path) -> Non
     export(list_checkpoints(whole / "checkpoints")[-1], tmp_path / "exported")
     exported = load_file(tmp_path / "exported" / "model.safetensors")
     assert all(torch.equal(value, exported[name]) for name, value in found.state_dict().items())
+
+
+RESNET = {"resnet": {"depths": [1, 1, 1, 1], "width": 4}, "crop_size": 64, "crop_stride": 64}
+SPARSE = {**MODEL, "moe": {"descriptors": ["entropy", "looks"], "local_physics": True}}
+
+
+@pytest.mark.parametrize(("preset", "model"), [("resnet50", RESNET), ("crossearth_sar_tiny", SPARSE)])
+def test_a_resnet_and_a_sparse_vit_go_on_likewise(preset: str, model: dict[str, Any], tmp_path: Path) -> None:
+    """What a ResNet keeps beside weights (its norms' statistics), and a sparse ViT (its descriptors')."""
+    runs = [di3cl_run(tmp_path / name, model, preset=preset, executor="local", steps=3) for name in "ab"]
+    train(runs[0])
+    train(runs[1], "auto", stop_after=1)
+    train(runs[1], "auto")
+    one, other = (kept(Path(run.output)) for run in runs)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert losses(Path(runs[0].output)) == losses(Path(runs[1].output))
+    balance = [float(row["loss_balance"]) for row in read_csv(Path(runs[0].output) / "train.csv")]
+    found = load_model(Path(runs[0].output) / "model")
+    if preset == "resnet50":
+        assert not any(balance)
+        seen = [value for name, value in found.named_buffers() if name.endswith("num_batches_tracked")]
+        assert seen
+        assert all(int(value) == 3 for value in seen)  # of the query's views alone
+        return
+    assert all(balance)
+    assert found.standardizer is not None
+    assert int(found.standardizer.batches_seen) == 3
 
 
 def test_a_resumed_run_notices_other_images(tmp_path: Path) -> None:
