@@ -10,9 +10,6 @@ T tokens, D dim, F hidden, E experts. Top-1 throughout.
 
 from __future__ import annotations
 
-import importlib
-import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -20,9 +17,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench.speed.moe_problem import NUM_EXPERTS, Absent, Contender, Problem, Scope, prescribed_gate
+from bench.speed.moe_others import OTHERS
+from bench.speed.moe_problem import NUM_EXPERTS, Absent, Contender, Problem, Scope, route
 from crossearth_sar import PhysicsGuidedMoE
 from crossearth_sar.backend import MOE_BACKENDS, moe_backend_status
 from crossearth_sar.moe.backends.grouped_mm import bias_rows
@@ -49,9 +47,7 @@ def build_contenders(
         ("mask loop", partial(_mask_loop, problem, scope)),
         ("sorted loop on stacks", partial(_stacked_loop, problem, scope)),
         ("F.grouped_mm", partial(_grouped_mm, problem, scope)),
-        ("DeepSpeed MoE", partial(_deepspeed, problem, scope)),
-        ("MegaBlocks", partial(_megablocks, problem, scope)),
-        ("ScatterMoE", partial(_scattermoe, problem, scope)),
+        *((name, partial(make, problem, scope)) for name, make in OTHERS.items()),
     ]
     chosen = [(name, make) for name, make in makers if not only or any(word in name for word in only)]
     return [_attempt(name, make) for name, make in chosen]
@@ -199,18 +195,6 @@ def _flat(parameters: dict[str, list[Tensor]]) -> list[Tensor]:
 # Routed loops in plain torch
 
 
-def _route(problem: Problem, scope: Scope, x_TD: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(T,) expert and gate: the router in float32 as in the layer, or what was given."""
-    if scope == "experts":
-        with torch.no_grad():
-            return problem.expert_T, prescribed_gate(problem, problem.x_TD)
-    probability = F.linear(x_TD.float(), problem.router_ED.float()).softmax(-1)
-    expert_T = probability.argmax(-1)
-    if problem.gate == "normalized":
-        return expert_T, None
-    return expert_T, probability.gather(1, expert_T[:, None])[:, 0].to(x_TD.dtype)
-
-
 @dataclass(frozen=True)
 class _Order:
     """Grouped row n is token order[n]; token t is grouped row back[t]."""
@@ -234,7 +218,7 @@ def _grouped(
     given = _sorted(problem.expert_T)
 
     def forward(x_TD: Tensor) -> Tensor:
-        expert_T, gate_T = _route(problem, scope, x_TD)
+        expert_T, gate_T = route(problem, scope, x_TD)
         plan = given if scope == "experts" else _sorted(expert_T)
         y_TD = ffn(x_TD.index_select(0, plan.order), plan.counts).index_select(0, plan.back)
         return y_TD if gate_T is None else y_TD * gate_T[:, None]
@@ -273,7 +257,7 @@ def _mask_loop(problem: Problem, scope: Scope) -> Contender:
     own = _per_expert(problem)
 
     def forward(x_TD: Tensor) -> Tensor:
-        expert_T, gate_T = _route(problem, scope, x_TD)
+        expert_T, gate_T = route(problem, scope, x_TD)
         y_TD = torch.zeros_like(x_TD)
         for e, (w1, b1, w2, b2) in enumerate(zip(*own.values(), strict=True)):
             mask = expert_T == e
@@ -296,101 +280,3 @@ def _grouped_mm(problem: Problem, scope: Scope) -> Contender:
         return F.grouped_mm(hidden, w2.transpose(1, 2), offs=offs) + bias_rows(b2, expert_N)
 
     return Contender("F.grouped_mm", _grouped(problem, scope, ffn), own)
-
-
-# Other projects' layers
-
-
-class _Expert(nn.Module):
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(F.gelu(self.up(x)))
-        return out
-
-
-def _deepspeed(problem: Problem, scope: Scope) -> Contender | Absent:
-    """DeepSpeed's MoE, one rank, with the capacity of the fullest expert: nothing drops, least padding."""
-    name = "DeepSpeed MoE"
-    if scope == "experts":
-        return Absent(name, "gate, dispatch and experts are one module: see scope layer")
-    moe = importlib.import_module("deepspeed.moe.layer").MoE
-    _start_one_rank()
-    experts, hidden, dim = problem.weights["w1"].shape
-    factor = max(problem.splits) * experts / max(1, len(problem.x_TD)) * (1 + 1e-6)
-    layer = moe(
-        dim, _Expert(dim, hidden), num_experts=experts, k=1, capacity_factor=factor,
-        eval_capacity_factor=factor, min_capacity=1, use_rts=False,
-    )  # fmt: skip
-    layer.set_deepspeed_parallelism()
-    layer = layer.to(problem.x_TD)
-    own = layer.deepspeed_moe.experts.deepspeed_experts
-    paths = {"w1": "up.weight", "b1": "up.bias", "w2": "down.weight", "b2": "down.bias"}
-    parameters = {key: [expert.get_parameter(path) for expert in own] for key, path in paths.items()}
-    with torch.no_grad():
-        layer.deepspeed_moe.gate.wg.weight.copy_(problem.router_ED)
-        for key, tensors in parameters.items():
-            for tensor, value in zip(tensors, problem.weights[key], strict=True):
-                tensor.copy_(value)
-    return Contender(name, lambda x: layer(x[None])[0][0], parameters, host_sync=True)
-
-
-@cache
-def _start_one_rank() -> None:
-    from crossearth_sar.engine.distributed import start_ranks
-
-    threads = torch.get_num_threads()
-    if "MASTER_PORT" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
-    start_ranks()  # which also gives this rank all threads of the machine
-    torch.set_num_threads(threads)
-
-
-def _megablocks(problem: Problem, scope: Scope) -> Contender | Absent:
-    """Dropless MegaBlocks («grouped»): tanh GELU, no biases in its experts."""
-    name = "MegaBlocks"
-    arguments = importlib.import_module("megablocks.layers.arguments").Arguments
-    dmoe = importlib.import_module("megablocks.layers.dmoe").dMoE
-    if scope == "experts" or problem.gate != "normalized":
-        return Absent(name, "timed as a whole layer with a gate of 1 only")
-    experts, hidden, dim = problem.weights["w1"].shape
-    layer = dmoe(arguments(
-        hidden_size=dim, ffn_hidden_size=hidden, moe_num_experts=experts, moe_top_k=1, mlp_type="mlp",
-        mlp_impl="grouped", bias=False, return_bias=False, fp16=problem.x_TD.dtype == torch.float16,
-        bf16=problem.x_TD.dtype == torch.bfloat16, device=problem.x_TD.device,
-    ))  # fmt: skip
-    with torch.no_grad():
-        layer.router.layer.weight.copy_(problem.router_ED)
-        w1, w2 = (p for key, p in layer.experts.named_parameters() if key.endswith(("w1", "w2")))
-        w1.copy_(problem.weights["w1"].reshape(w1.shape))
-        w2.copy_(problem.weights["w2"].transpose(1, 2).reshape(w2.shape))  # it keeps (E F, D) for both
-
-    def forward(x_TD: Tensor) -> Tensor:
-        out = layer(x_TD[:, None])
-        return (out[0] if isinstance(out, tuple) else out)[:, 0]
-
-    parameters = {"w1": [w1], "w2": [w2]}
-    return Contender(name, forward, parameters, activation="gelu_tanh", biases=False, host_sync=True)
-
-
-def _scattermoe(problem: Problem, scope: Scope) -> Contender | Absent:
-    """ScatterMoE's MLP: no biases; it is given the routing, so «layer» adds the router in front."""
-    mlp = importlib.import_module("scattermoe.mlp").MLP
-    experts, hidden, dim = problem.weights["w1"].shape
-    layer = mlp(dim, hidden, experts, 1, activation=F.gelu).to(problem.x_TD)
-    parameters = {"w1": [layer.experts.weight], "w2": [layer.output_experts.weight]}
-    with torch.no_grad():
-        for key, (tensor,) in parameters.items():
-            tensor.copy_(problem.weights[key])
-
-    def forward(x_TD: Tensor) -> Tensor:
-        expert_T, gate_T = _route(problem, scope, x_TD)
-        gate_T1 = torch.ones_like(x_TD[:, :1]) if gate_T is None else gate_T[:, None]
-        out: Tensor = layer(x_TD, gate_T1, expert_T[:, None])
-        return out
-
-    return Contender("ScatterMoE", forward, parameters, biases=False, host_sync=True)

@@ -172,3 +172,15 @@ def prescribed_gate(problem: Problem, x_TD: Tensor) -> Tensor | None:
         return None
     probability = F.linear(x_TD, problem.router_ED.to(x_TD.dtype)).softmax(-1)
     return probability.gather(1, problem.expert_T[:, None])[:, 0]
+
+
+def route(problem: Problem, scope: Scope, x_TD: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(T,) expert and gate: the router in float32 as in the layer, or what was given."""
+    if scope == "experts":
+        with torch.no_grad():
+            return problem.expert_T, prescribed_gate(problem, problem.x_TD)
+    probability = F.linear(x_TD.float(), problem.router_ED.float()).softmax(-1)
+    expert_T = probability.argmax(-1)
+    if problem.gate == "normalized":
+        return expert_T, None
+    return expert_T, probability.gather(1, expert_T[:, None])[:, 0].to(x_TD.dtype)

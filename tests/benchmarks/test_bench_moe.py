@@ -82,6 +82,8 @@ def test_layer_report_says_who_is_missing_and_why(layer_report: Path) -> None:
     missing = {row["contender"]: row["note"] for row in rows_of(layer_report) if not row["ms p50"]}
     assert "megablocks" in missing["MegaBlocks"]
     assert "scattermoe" in missing["ScatterMoE"]
+    assert "sonicmoe" in missing["SonicMoE"]
+    assert "liger_kernel" in missing["Liger fused MoE"]
     assert all(missing.values())
     text = (layer_report / "README.md").read_text(encoding="utf-8")
     assert "## Targets" in text
