@@ -140,7 +140,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         assert image_BCHW is not None
         features = self.features(image_BCHW, db_mean, db_std)
         routing = tuple(r for r in features.routing if r is not None)
-        return ModelOutput(decoder(features.feature_maps), routing)
+        return ModelOutput(decoder(_reaching_all(features)), routing)
 
     def features(
         self, image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None
@@ -381,6 +381,15 @@ def _backbone(config: ModelConfig) -> VisionTransformer | ResNet:
     if config.adapter is not None:
         backbone.adapter = EarthAdapter(config.vit.dim, config.vit.depth, config.adapter)
     return backbone
+
+
+def _reaching_all(features: ViTOutput | ResNetOutput) -> list[Tensor]:
+    """The feature maps, and in training with a graph to the last norm too, which serves features alone: its
+    gradient is 0, not missing, for DDP waits for the gradient of every trained parameter."""
+    *maps, last = features.feature_maps
+    if features.tokens is not None and torch.is_grad_enabled():
+        last = last + 0 * features.tokens[:, 0].sum().to(last.dtype)
+    return [*maps, last]
 
 
 def _standardizer(moe: MoEConfig | None, columns: int) -> nn.Module:
