@@ -1,4 +1,4 @@
-"""A whole CrossEarthSAR in somebody's own DistributedDataParallel: no parameter is left without a gradient."""
+"""A whole CrossEarthSAR in somebody's own DistributedDataParallel: every parameter gets a gradient."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ BALANCE, RATE = 0.1, 0.05
 
 
 def shard(model: nn.Module, moe: ReplacedFFN, kind: str) -> None:
-    """Blocks and the whole, as FSDP2's own documents do it; of kind «experts» each stack of experts before."""
+    """Blocks and the whole, as FSDP2's documents do it; of kind «experts» each stack of experts first."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -116,9 +116,7 @@ def test_a_distributed_checkpoint_loads_on_two_ranks_and_on_one_process(tmp_path
     pixels, physics = halves(0)[0]
     state = {"model": model.state_dict()}
     dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    model.load_state_dict(state["model"])
     with torch.no_grad(), moe.batch(physics):
-        before = model.eval()(pixels).last_hidden_state
-        model.load_state_dict(state["model"])
-    with torch.no_grad(), moe.batch(physics):
-        after = model(pixels).last_hidden_state
-    torch.testing.assert_close(after, found["trained"], rtol=0, atol=1e-6)
+        loaded = model.eval()(pixels).last_hidden_state
+    torch.testing.assert_close(loaded, found["trained"], rtol=0, atol=1e-6)
