@@ -106,7 +106,7 @@ class RunningStandardizer(nn.Module):
         worker = get_worker_info()
         if worker is not None:
             raise InputError(
-                "a RunningStandardizer gathers statistics in a worker of a DataLoader: they would stay in its copy",
+                "statistics gathered in a DataLoader's worker would stay in its copy of the module",
                 got=f"training mode in worker {worker.id}",
                 fix="hand raw descriptors over and standardise them where the model is, or call its eval()",
             )

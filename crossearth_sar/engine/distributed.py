@@ -35,8 +35,9 @@ def start_ranks(timeout_minutes: float = 30.0, *, deepspeed: bool = True) -> Ran
     """Joins the process group that the launcher or srun prepared.
 
     Alone, DeepSpeed wants a group of one, and the light executor none. On a CPU the cores that this process
-    may use are shared among the local ranks, unless OMP_NUM_THREADS says how many each takes. A collective call of the default group that some rank does not join is an
-    error after `timeout_minutes`. DeepSpeed's groups have torch's limits.
+    may use are shared among the local ranks, unless OMP_NUM_THREADS says how many each takes. A collective
+    call of the default group that some rank does not join is an error after `timeout_minutes`. DeepSpeed's
+    groups have torch's limits.
 
     Raises:
         InputError: for processes that were started as several but not told how to meet.

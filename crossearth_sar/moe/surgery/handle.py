@@ -260,8 +260,8 @@ def _thread() -> int:
 
 @torch.compiler.assume_constant_result
 def _compiled_in_backward() -> bool:
-    """Whether this code is compiled while autograd runs it: a compiled block that a checkpoint computes again,
-    outside any forward, is compiled once more for that, and only for that."""
+    """Whether this code is compiled while autograd runs it: what a checkpoint computes again, outside any
+    forward, is compiled once more for that."""
     return torch._C._current_graph_task_id() != -1
 
 
