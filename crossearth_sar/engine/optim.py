@@ -37,8 +37,8 @@ def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Up to four groups: with and without weight decay, shared and expert-parallel.
 
-    `weight_decay.decays` says what decays. Expert-parallel parameters, those that executors/deepspeed/experts.py
-    tagged with a group name, get the name and the mark that DeepSpeed wants.
+    `weight_decay.decays` says what decays. Expert-parallel parameters, which executors/deepspeed/experts.py
+    has tagged with a group name, get the name and the mark that DeepSpeed wants.
     """
     groups: dict[tuple[bool, str | None], dict[str, Any]] = {}
     for module in model.modules():
