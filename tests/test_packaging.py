@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import setuptools
+import yaml
 from pybind11 import setup_helpers
 
 from crossearth_sar.cli.config_arguments import recipe_names
@@ -93,6 +94,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site,) = place.glob("lib/python*/site-packages")
     (site / "shared.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
     return place / "bin"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert citation["license"] == "Apache-2.0"
+    assert "arXiv:2603.12008" in str(citation["references"])
 
 
 def test_an_unknown_build_choice_is_named(source: Path) -> None:
