@@ -5,7 +5,8 @@ same import work in a checkout; `kernels/` has no __init__.py, so that it never 
 that name.
 
 CROSSEARTH_BUILD says what is built of csrc/ (which knows no torch, so none is needed here):
-    auto   the CPU half, and the CUDA half where nvcc is found and can build it (default); says what it did
+    auto   the CPU half where a C++ compiler is found, and the CUDA half where nvcc is found and can build it
+           (default); says what it did. A compiler that fails is an error: only a missing one is not
     cpu    the CPU half
     cuda   both; without an nvcc that can, an error
     none   nothing: the package works with the reference form
@@ -18,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
@@ -51,6 +53,11 @@ class BuildExtension(build_ext):
     """Compiles the .cu file with nvcc and links it in where CUDA is wanted."""
 
     def build_extension(self, extension: Pybind11Extension) -> None:
+        compiler = (os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++").split()[0]
+        if CHOICE == "auto" and shutil.which(compiler) is None:
+            extension.optional = True  # so that an editable install does not look for it
+            say(f"nothing, for there is no {compiler}; the reference form computes the same, slower")
+            return
         halves = "the CPU half"
         if wants_cuda():
             try:
@@ -60,7 +67,7 @@ class BuildExtension(build_ext):
                 if CHOICE == "cuda":
                     sys.exit(f"CROSSEARTH_BUILD=cuda: {error}. CROSSEARTH_BUILD=cpu builds without CUDA")
                 halves = f"the CPU half only: {error}. CROSSEARTH_BUILD=cpu does not try"
-        print(f"crossearth_sar._descriptors (CROSSEARTH_BUILD={CHOICE}): {halves}", file=sys.stderr)
+        say(halves)
         super().build_extension(extension)
 
     def add_cuda(self, extension: Pybind11Extension) -> None:
@@ -80,6 +87,10 @@ class BuildExtension(build_ext):
             said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
             raise CudaError(f"{NVCC} failed: {said[-1].strip() if said else f'status {done.returncode}'}")
         return str(target)
+
+
+def say(built: str) -> None:
+    print(f"crossearth_sar._descriptors (CROSSEARTH_BUILD={CHOICE}): {built}", file=sys.stderr)
 
 
 def ask_nvcc(*arguments: str) -> subprocess.CompletedProcess[str]:

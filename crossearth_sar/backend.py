@@ -172,7 +172,12 @@ def auto_moe_backend_for_call(resolved: str, device_type: str, dtype: torch.dtyp
 
 @torch.compiler.assume_constant_result  # what is installed: to a compiled graph a constant
 def resolve_descriptor_backend(requested: str = "auto") -> str:
-    """The descriptor backend that `requested` means here; raises as `resolve_moe_backend`."""
+    """The descriptor backend that `requested` means here; raises as `resolve_moe_backend`.
+
+    "auto" without the extension warns once: what is slow is said, though nothing is wrong.
+    """
+    if requested == "auto" and not extension_status().usable:
+        log_once(f"descriptors by the slower reference form: {extension_status().reason}", logging.WARNING)
     return _resolve("descriptor", requested, tuple(descriptor_backend_status()))
 
 

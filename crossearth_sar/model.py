@@ -30,7 +30,7 @@ from crossearth_sar.model_files import (
     write_config,
     write_model_files,
 )
-from crossearth_sar.model_output import LossTerms, ModelOutput, checked_temperature
+from crossearth_sar.model_output import LossTerms, ModelOutput, checked_temperature, reaching_all
 from crossearth_sar.model_reading import read_model_folder, with_backend
 from crossearth_sar.network_input import (
     checked_amplitude,
@@ -44,6 +44,7 @@ from crossearth_sar.pretrained import load_backbone
 from crossearth_sar.resnet import ResNet, ResNetOutput
 from crossearth_sar.sliding import slide_scores
 from crossearth_sar.vit import DenseFFN, VisionTransformer, ViTOutput
+from crossearth_sar.weight_decay import undecayed
 
 __all__ = [
     "CONFIG_FILE",
@@ -140,7 +141,7 @@ class CrossEarthSAR(nn.Module, HubFolder):
         assert image_BCHW is not None
         features = self.features(image_BCHW, db_mean, db_std)
         routing = tuple(r for r in features.routing if r is not None)
-        return ModelOutput(decoder(features.feature_maps), routing)
+        return ModelOutput(decoder(reaching_all(features.feature_maps, features.tokens)), routing)
 
     def features(
         self, image_BCHW: Tensor, db_mean: Tensor | None = None, db_std: Tensor | None = None
@@ -219,6 +220,10 @@ class CrossEarthSAR(nn.Module, HubFolder):
         size = (given.shape[-2], given.shape[-1])
         classes = classes_at(scores, size).to(given.device)
         return classes if measured_BHW is None else hide_unmeasured(classes, measured_BHW)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should not reach, for optimizers that ask (timm's)."""
+        return undecayed(self)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(self, save_directory)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from crossearth_sar.decoder import DecoderOutput
@@ -47,3 +48,12 @@ class LossTerms:
     segmentation: Tensor
     balance: Tensor
     parts: Mapping[str, Tensor]
+
+
+def reaching_all(feature_maps: Sequence[Tensor], tokens: Tensor | None) -> list[Tensor]:
+    """The feature maps, where gradients are enabled with a path to the last norm, which serves `tokens`
+    alone: its gradient is then 0, not missing, for DDP waits for the gradient of every trained parameter."""
+    *maps, last = feature_maps
+    if tokens is not None and torch.is_grad_enabled():
+        last = last + 0 * tokens[:, 0].sum().to(last.dtype)
+    return [*maps, last]

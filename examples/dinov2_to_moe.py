@@ -21,6 +21,7 @@ else:
     model = Dinov2Model(
         Dinov2Config(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, image_size=112)
     )
+model.embeddings.mask_token.requires_grad_(False)  # unused: several ranks would wait for its gradient
 amplitude_B1HW = torch.distributions.Gamma(4.0, 4.0).sample((2, 1, 112, 112)).sqrt()  # four looks of speckle
 pixels_B3HW = amplitude_B1HW.expand(-1, 3, -1, -1)
 dense_tokens = model.eval()(pixels_B3HW).last_hidden_state

@@ -156,3 +156,19 @@ def test_more_experts_than_the_kernels_route_among_are_refused_where_the_layer_i
     with pytest.raises(InputError, match="at most 64 experts, not 65"):
         PhysicsGuidedMoE(16, 16, num_experts=65, backend="triton")
     PhysicsGuidedMoE(16, 16, num_experts=65)
+
+
+def test_a_missing_extension_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    status = backend.ExtensionStatus(False, "it is not built", False)
+    monkeypatch.setattr(backend, "extension_status", lambda: status)
+    backend.log_once.cache_clear()
+    for _ in range(2):
+        sar_descriptors(torch.rand(1, 8, 8))
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
+        "descriptors by the slower reference form: it is not built"
+    ]
+    backend.log_once.cache_clear()
+    sar_descriptors(torch.rand(1, 8, 8), backend="reference")
+    assert not [r for r in caplog.records[1:] if r.levelname == "WARNING"], "as was asked for"

@@ -25,7 +25,7 @@ FLOORS = [
     | {"provenance"},
     {"descriptors", "moe", "data"},
     {"vit", "resnet", "decoder", "peft"},
-    {"presets", "hub", "model_output", "model_files"},
+    {"presets", "hub", "model_output", "model_files", "weight_decay"},
     {"pretrained", "model_reading", "sliding"},
     {"model"},
     {"pseudo_labels", "selfsup"},

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import setuptools
+import yaml
 from pybind11 import setup_helpers
 
 from crossearth_sar.cli.config_arguments import recipe_names
@@ -95,6 +96,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "bin"
 
 
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert citation["license"] == "Apache-2.0"
+    assert "arXiv:2603.12008" in str(citation["references"])
+
+
 def test_an_unknown_build_choice_is_named(source: Path) -> None:
     done = build_wheel(source, source, "fast")
     assert done.returncode != 0
@@ -137,6 +145,27 @@ def test_an_nvcc_that_cannot_is_an_error_only_where_cuda_was_asked_for(
         assert built == ["crossearth_sar._descriptors"]
         assert not extension.extra_objects
         assert re.search(f"CPU half only: .*{reason}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("choice", ["auto", "cpu"])
+def test_without_a_compiler_nothing_is_built_unless_it_was_asked_for(
+    choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("CROSSEARTH_BUILD", choice)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    made = runpy.run_path("setup.py")
+    built: list[str] = []
+    monkeypatch.setattr(setup_helpers.build_ext, "build_extension", lambda _, ext: built.append(ext.name))
+    made["BuildExtension"](setuptools.Distribution()).build_extension(made["extension"])
+    assert built == (["crossearth_sar._descriptors"] if choice == "cpu" else []), (
+        "cpu: the compiler's own error"
+    )
+    assert bool(made["extension"].optional) == (choice == "auto")
+    said = "nothing, for there is no" if choice == "auto" else "the CPU half"
+    assert said in capsys.readouterr().err
 
 
 def test_a_wheel_holds_the_package_and_nothing_else(wheel: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import get_worker_info
 
 from crossearth_sar.errors import InputError
 
@@ -38,28 +39,46 @@ class RunningStandardizer(nn.Module):
     DESCRIPTOR_LIMIT deviations from the mean is counted as one just so far: an odd image moves the
     statistics little, a new sensor that stays moves them to itself within some dozens of batches.
     With torch.distributed running, the statistics of all ranks' batches are taken together, so that the
-    buffers are the same on every rank.
+    buffers are the same on every rank. In training mode it belongs where the model is: in a DataLoader's
+    worker, whose ranks nobody meets and whose buffers nobody saves, it raises an InputError.
 
     Args:
         num_descriptors: P.
         momentum: weight of a new batch once more than 1 / momentum batches were seen.
         epsilon: added to the variance; small, for roughness varies by 1e-4 and less.
+        device: of the buffers; "meta" until `to_empty` and `reset_parameters`.
     """
 
-    def __init__(self, num_descriptors: int = 3, momentum: float = 0.01, epsilon: float = 1e-12) -> None:
+    def __init__(
+        self,
+        num_descriptors: int = 3,
+        momentum: float = 0.01,
+        epsilon: float = 1e-12,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         self.momentum, self.epsilon = momentum, epsilon
-        self.register_buffer("mean", torch.zeros(num_descriptors))
-        self.register_buffer("variance", torch.ones(num_descriptors))
-        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.empty(num_descriptors, device=device))
+        self.register_buffer("variance", torch.empty(num_descriptors, device=device))
+        self.register_buffer("batches_seen", torch.empty((), dtype=torch.int64, device=device))
         self.mean: Tensor
         self.variance: Tensor
         self.batches_seen: Tensor
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """As nothing was seen: mean 0, variance 1."""
+        self.mean.zero_()
+        self.variance.fill_(1)
+        self.batches_seen.zero_()
 
     def forward(self, descriptors_BP: Tensor) -> Tensor:
         """(B, P) raw descriptors -> (B, P) standardised, float32."""
         descriptors_BP = descriptors_BP.float()
         if self.training:
+            self._refuse_worker()
             self._update(descriptors_BP)
         scaled_BP = (descriptors_BP - self.mean.float()) * torch.rsqrt(self.variance.float() + self.epsilon)
         scaled_BP = scaled_BP.clamp(-DESCRIPTOR_LIMIT, DESCRIPTOR_LIMIT)
@@ -68,7 +87,7 @@ class RunningStandardizer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follows `.to(device)` but not `.bfloat16()` and the like: ENL in the thousands needs float32."""
-        return super()._apply(lambda t: t.to(fn(t).device), recurse)
+        return super()._apply(lambda t: fn(t).to(t.dtype) if t.is_meta else t.to(fn(t).device), recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """As nn.Module's; refuses statistics with a NaN, which an earlier version could save."""
@@ -82,6 +101,15 @@ class RunningStandardizer(nn.Module):
                     fix="they met an image with a bad pixel: take an earlier checkpoint, or train anew",
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _refuse_worker(self) -> None:
+        worker = get_worker_info()
+        if worker is not None:
+            raise InputError(
+                "statistics gathered in a DataLoader's worker would stay in its copy of the module",
+                got=f"training mode in worker {worker.id}",
+                fix="hand raw descriptors over and standardise them where the model is, or call its eval()",
+            )
 
     @torch.no_grad()
     def _update(self, descriptors_BP: Tensor) -> None:

@@ -34,9 +34,10 @@ class Ranks:
 def start_ranks(timeout_minutes: float = 30.0, *, deepspeed: bool = True) -> Ranks:
     """Joins the process group that the launcher or srun prepared.
 
-    Alone, DeepSpeed wants a group of one, and the light executor none. On a CPU the machine's threads are
-    shared among the local ranks. A collective call of the default group that some rank does not join is an
-    error after `timeout_minutes`. DeepSpeed's groups have torch's limits.
+    Alone, DeepSpeed wants a group of one, and the light executor none. On a CPU the cores that this process
+    may use are shared among the local ranks, unless OMP_NUM_THREADS says how many each takes. A collective
+    call of the default group that some rank does not join is an error after `timeout_minutes`. DeepSpeed's
+    groups have torch's limits.
 
     Raises:
         InputError: for processes that were started as several but not told how to meet.
@@ -58,8 +59,9 @@ def start_ranks(timeout_minutes: float = 30.0, *, deepspeed: bool = True) -> Ran
             )
         torch.cuda.set_device(local_rank)
     else:
-        local_size = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+        threads = threads_of_rank(os.environ, usable_cores())
+        if threads is not None:
+            torch.set_num_threads(threads)
     _join_group("nccl" if on_gpu else "gloo", datetime.timedelta(minutes=timeout_minutes), deepspeed)
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
@@ -81,6 +83,20 @@ def _join_group(backend: str, timeout: datetime.timedelta, deepspeed: bool) -> N
             got=str(error).splitlines()[0],
             fix="another run may hold the port: deepspeed --master_port 29501 train/cpt.py …",
         ) from error
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on: fewer than the machine's under taskset, or in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of_rank(environment: Mapping[str, str], cores: int) -> int | None:
+    """A rank's share of the cores; None where OMP_NUM_THREADS has told torch already (torchrun says 1 there
+    where its user says nothing)."""
+    if "OMP_NUM_THREADS" in environment:
+        return None
+    local_size = int(environment.get("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores // local_size)
 
 
 def place_among_ranks(environment: Mapping[str, str]) -> dict[str, str]:

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from crossearth_sar.engine.config import OptimConfig
-from crossearth_sar.moe.experts import ExpertParameters
-from crossearth_sar.vit.block import LayerScale
+from crossearth_sar.weight_decay import decays
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 """What each optimizer keeps of a parameter, besides the number of steps."""
@@ -39,23 +37,22 @@ def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Up to four groups: with and without weight decay, shared and expert-parallel.
 
-    No decay on norms, biases (the experts' stacked ones too), LayerScale, and CLS, position, level and
-    query embeddings. Expert-parallel parameters, those that executors/deepspeed/experts.py tagged with a
-    group name, get the name and the mark that DeepSpeed wants.
+    `weight_decay.decays` says what decays. Expert-parallel parameters, which executors/deepspeed/experts.py
+    has tagged with a group name, get the name and the mark that DeepSpeed wants.
     """
     groups: dict[tuple[bool, str | None], dict[str, Any]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            decays = _decays(module, name)
+            decayed = decays(module, name)
             expert: str | None = getattr(parameter, "group_name", None)  # set on expert-parallel ones
             group = groups.setdefault(
-                (decays, expert),
+                (decayed, expert),
                 {
                     "params": [],
-                    "weight_decay": weight_decay if decays else 0.0,
-                    "name": expert or ("decay" if decays else "no_decay"),
+                    "weight_decay": weight_decay if decayed else 0.0,
+                    "name": expert or ("decay" if decayed else "no_decay"),
                     **({"moe": True} if expert else {}),
                 },
             )
@@ -79,11 +76,3 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     if config.decay == "cosine":
         return config.lr * (1 + math.cos(math.pi * progress)) / 2
     return config.lr * (1 - progress) ** config.decay_power
-
-
-def _decays(module: nn.Module, name: str) -> bool:
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm | _BatchNorm | nn.Embedding | LayerScale):
-        return False
-    if isinstance(module, ExpertParameters):
-        return name in module.decayed_parameters
-    return name in ("weight", "in_proj_weight")  # every other parameter here is a bias or an embedding

@@ -8,6 +8,7 @@ from crossearth_sar.moe.surgery.handle import ReplacedFFN
 from crossearth_sar.moe.surgery.replace import replace_ffn
 from crossearth_sar.moe.surgery.saved import load_replaced
 from crossearth_sar.moe.surgery.upcycle import upcycle_state_dict
+from crossearth_sar.moe.weight_decay import stacked_biases
 
 __all__ = [
     "DenseFFN",
@@ -20,5 +21,6 @@ __all__ = [
     "load_replaced",
     "register_expert",
     "replace_ffn",
+    "stacked_biases",
     "upcycle_state_dict",
 ]

@@ -15,14 +15,27 @@ from crossearth_sar.moe.expert_types.base import ExpertType, only_expert
 class ExpertParameters(nn.Module):
     """The parameters of E experts as their type `expert` says, stacked: E is the first dimension of each."""
 
-    def __init__(self, num_experts: int, dim: int, hidden_dim: int, expert: ExpertType) -> None:
+    def __init__(
+        self,
+        num_experts: int,
+        dim: int,
+        hidden_dim: int,
+        expert: ExpertType,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.num_experts, self.dim, self.hidden_dim = num_experts, dim, hidden_dim
         self.expert = expert
         for name, shape in expert.shapes(num_experts, dim, hidden_dim).items():
-            parameter = nn.Parameter(torch.empty(shape))
-            expert.initialise(name, parameter)
-            setattr(self, name, parameter)
+            setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all of them anew, in the order of their names."""
+        for name in self.parameter_names:
+            self.expert.initialise(name, self.get_parameter(name))
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -58,9 +71,20 @@ class StackedExperts(ExpertParameters):
 class SharedExpert(ExpertParameters):
     """One expert that every token passes, ungated; its output is 0 until it is trained."""
 
-    def __init__(self, dim: int, hidden_dim: int, expert: ExpertType) -> None:
-        super().__init__(1, dim, hidden_dim, expert)
-        for name in expert.silencing:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        expert: ExpertType,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(1, dim, hidden_dim, expert, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for name in self.expert.silencing:
             if name in self.parameter_names:
                 nn.init.zeros_(self.get_parameter(name))
 

@@ -5,6 +5,7 @@ B batch, T tokens, D dim, P descriptors, E experts, K top-k.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from crossearth_sar.backend import auto_moe_backend_for_call, resolve_moe_backend
@@ -15,6 +16,7 @@ from crossearth_sar.moe.experts import SharedExpert, StackedExperts
 from crossearth_sar.moe.forward_mode import refuse_tangents
 from crossearth_sar.moe.precision import compute_dtype
 from crossearth_sar.moe.router import Gate, PhysicsGuidedRouter, RoutingInfo
+from crossearth_sar.moe.weight_decay import stacked_biases
 
 
 class PhysicsGuidedMoE(nn.Module):
@@ -41,6 +43,8 @@ class PhysicsGuidedMoE(nn.Module):
         backend: "auto" | "reference" | "triton" | "megablocks" | "grouped_mm", resolved here, once.
             "auto" takes the best that works for tokens on a GPU, and the reference for tokens on a CPU and in
             a dtype that the best is not made for. A backend asked for by name is never replaced.
+        device, dtype: of the parameters. On "meta" nothing is drawn: `to_empty(device=…)` is to follow, then
+            `reset_parameters()` or a state dict.
 
     Raises:
         InputError (a ValueError): for arguments out of range, or a backend that does not work here.
@@ -58,6 +62,8 @@ class PhysicsGuidedMoE(nn.Module):
         activation: str = "gelu",
         expert: ExpertSpec | None = None,
         backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         hidden_dim = hidden_dim or 4 * dim
@@ -65,10 +71,25 @@ class PhysicsGuidedMoE(nn.Module):
         self.backend = BACKENDS[resolve_moe_backend(backend, dim, hidden_dim, spec.kind, num_experts)]
         self.is_auto = backend == "auto"
         self.router = PhysicsGuidedRouter(
-            dim, num_experts, top_k=top_k, num_descriptors=num_descriptors, gate=gate
+            dim,
+            num_experts,
+            top_k=top_k,
+            num_descriptors=num_descriptors,
+            gate=gate,
+            device=device,
+            dtype=dtype,
         )
-        self.experts = StackedExperts(num_experts, dim, hidden_dim, spec.make())
-        self.shared = SharedExpert(dim, spec.shared * hidden_dim, spec.make()) if spec.shared else None
+        self.experts = StackedExperts(num_experts, dim, hidden_dim, spec.make(), device=device, dtype=dtype)
+        self.shared: SharedExpert | None = None
+        if spec.shared:
+            width = spec.shared * hidden_dim
+            self.shared = SharedExpert(dim, width, spec.make(), device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as they were drawn when the layer was built."""
+        for part in (self.router, self.experts, self.shared):
+            if part is not None:
+                part.reset_parameters()
 
     def forward(self, x_BTD: Tensor, descriptors: Tensor | None = None) -> tuple[Tensor, RoutingInfo]:
         """Routes every token and runs its experts.
@@ -97,6 +118,10 @@ class PhysicsGuidedMoE(nn.Module):
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)
         return y_TD.view_as(x_BTD), routing
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that weight decay should leave out though they have two axes, as timm asks for them."""
+        return stacked_biases(self)
 
     def backend_of(self, x_BTD: Tensor) -> Backend:
         """What runs a call with these tokens: the one decision that they meet."""

@@ -53,6 +53,7 @@ class PhysicsGuidedRouter(nn.Module):
         gate: "normalized" divides the chosen probabilities by their sum (eq. 9): with K = 1 that is
             exactly 1, and the task loss sends the router no gradient. "straight_through" has the same
             values and passes the gradient of the probabilities. "probability" is the plain probability.
+        device, dtype: of the parameters.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class PhysicsGuidedRouter(nn.Module):
         top_k: int = 1,
         num_descriptors: int = 3,
         gate: Gate = "normalized",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         require(num_experts >= 1, "num_experts", num_experts, "at least 1")
@@ -71,9 +74,15 @@ class PhysicsGuidedRouter(nn.Module):
         require(num_descriptors >= 0, "num_descriptors", num_descriptors, "0 or more")
         self.dim, self.num_experts, self.top_k = dim, num_experts, top_k
         self.num_descriptors, self.gate = num_descriptors, gate
-        self.weight = nn.Parameter(torch.empty(num_experts, dim + num_descriptors))
-        self.bias = nn.Parameter(torch.zeros(num_experts))
+        size = num_experts, dim + num_descriptors
+        self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the weight anew, of 0.02; the bias is 0."""
         nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
 
     @property
     def gate_is_one(self) -> bool:

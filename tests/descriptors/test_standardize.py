@@ -145,3 +145,32 @@ def test_statistics_that_are_no_numbers_are_refused() -> None:
     state["mean"] = torch.tensor([3.0, math.nan, 0.1])
     with pytest.raises(InputError, match=r"(?s)statistics mean are no numbers.*earlier checkpoint"):
         RunningStandardizer().load_state_dict(state)
+
+
+class Described(torch.utils.data.Dataset[torch.Tensor]):
+    """Standardises in __getitem__, as a user may who wants the worker to do it."""
+
+    def __init__(self, standardizer: RunningStandardizer) -> None:
+        self.standardizer = standardizer
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return self.standardizer(SENTINEL_1.expand(1, 3))
+
+
+def test_statistics_are_not_gathered_in_a_worker() -> None:
+    standardizer = RunningStandardizer()
+    loader = torch.utils.data.DataLoader(Described(standardizer), num_workers=1)
+    with pytest.raises(InputError, match=r"(?s)would stay in its copy.*worker 0.*eval\(\)"):
+        next(iter(loader))
+    standardizer.eval()
+    assert len(list(loader)) == 2
+
+
+def test_it_begins_on_no_device() -> None:
+    standardizer = RunningStandardizer(device="meta").to_empty(device="cpu")
+    standardizer.reset_parameters()
+    for name, value in RunningStandardizer().state_dict().items():
+        assert torch.equal(standardizer.state_dict()[name], value), name

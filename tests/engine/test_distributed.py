@@ -19,6 +19,8 @@ from crossearth_sar.engine.distributed import (
     place_among_ranks,
     start_ranks,
     sum_over_ranks,
+    threads_of_rank,
+    usable_cores,
 )
 from crossearth_sar.errors import InputError
 
@@ -47,9 +49,32 @@ def test_a_size_that_does_not_fit_is_refused(size: int) -> None:
         choose_ep_size(size, 6, 4)
 
 
+@pytest.mark.parametrize(
+    ("environment", "cores", "threads"),
+    [
+        ({}, 16, 16),
+        ({"LOCAL_SIZE": "4"}, 16, 4),
+        ({"LOCAL_WORLD_SIZE": "4"}, 2, 1),
+        ({"OMP_NUM_THREADS": "3", "LOCAL_SIZE": "4"}, 16, None),
+    ],
+)
+def test_threads_of_a_rank(environment: dict[str, str], cores: int, threads: int | None) -> None:
+    assert threads_of_rank(environment, cores) == threads
+
+
+def test_cores_that_taskset_leaves() -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def who_am_i() -> dict[str, Any]:
     from deepspeed.ops import __compatible_ops__
 
+    torch.set_num_threads(5)
     ranks = start_ranks()
     again = start_ranks()
     return {
@@ -66,7 +91,7 @@ def test_start_ranks(two_ranks: RankPool) -> None:
     for f in found:
         assert f["again"]
         assert f["compiles shm"] is False, "over a minute of compiling at first use"
-        assert f["threads"] == max(1, (os.cpu_count() or 1) // 2)
+        assert f["threads"] == 5, "as they were: OMP_NUM_THREADS is set here"
 
 
 def test_start_ranks_without_a_launcher() -> None:

@@ -34,6 +34,11 @@ def by_decay(model: nn.Module) -> tuple[set[str], set[str]]:
     return sides[True], sides[False]
 
 
+def test_the_model_names_what_must_not_decay(model: CrossEarthSAR) -> None:
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert model.no_weight_decay() & trained == by_decay(model)[1]
+
+
 @pytest.mark.parametrize("sparse", [True, False])
 def test_every_trainable_parameter_is_in_exactly_one_group(sparse: bool) -> None:
     model = build_model("crossearth_sar_tiny", 3, changes=SMALL, sparse=sparse)

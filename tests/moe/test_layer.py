@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -148,3 +150,24 @@ def test_the_layer_is_exported() -> None:
     expected, decided = layer(x, physics)
     assert torch.equal(y, expected)
     assert torch.equal(routing.expert_index, decided.expert_index)
+
+
+@pytest.mark.parametrize("kind", ["ffn", "swiglu"])
+def test_a_layer_begins_on_no_device(kind: str) -> None:
+    arguments: dict[str, Any] = {"num_experts": 3, "expert": ExpertSpec(kind=kind, shared=1)}
+    torch.manual_seed(1)
+    expected = PhysicsGuidedMoE(8, 16, **arguments).state_dict()
+    layer = PhysicsGuidedMoE(8, 16, **arguments, device="meta")
+    assert all(p.is_meta for p in layer.parameters())
+    skipped = torch.nn.utils.skip_init(PhysicsGuidedMoE, 8, 16, **arguments)
+    for found in (layer.to_empty(device="cpu"), skipped):
+        torch.manual_seed(1)
+        found.reset_parameters()
+        for name, value in found.state_dict().items():
+            assert torch.equal(value, expected[name]), name
+
+
+def test_a_layer_is_built_in_a_type() -> None:
+    layer = PhysicsGuidedMoE(8, 16, expert=ExpertSpec(shared=1), dtype=torch.bfloat16)
+    assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
+    assert layer(torch.randn(1, 5, 8, dtype=torch.bfloat16))[0].dtype == torch.bfloat16

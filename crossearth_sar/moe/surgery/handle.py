@@ -211,7 +211,7 @@ class ReplacedFFN:
             return forward.recomputing.descriptors_BP
         if forward.running:
             return forward.descriptors
-        if _in_backward():
+        if _in_backward() or _compiled_in_backward():
             return self._descriptors_of_graph
         raise InputError(
             "a replaced FFN ran outside a forward of its model: no descriptors, and no place for its routing",
@@ -221,7 +221,7 @@ class ReplacedFFN:
     def _record(self, routing: RoutingInfo) -> None:
         forward = self._forward()
         forward.layers_ran = True
-        if not _in_backward():
+        if forward.running and not _in_backward():
             forward.routing.append(routing)
 
     def _lacks_graph(self, routing: RoutingInfo) -> bool:
@@ -256,6 +256,13 @@ class _Recomputing(AbstractContextManager[None]):
 def _thread() -> int:
     """Which thread this is; in a compiled model, which one compiled it."""
     return threading.get_ident()
+
+
+@torch.compiler.assume_constant_result
+def _compiled_in_backward() -> bool:
+    """Whether this code is compiled while autograd runs it: what a checkpoint computes again, outside any
+    forward, is compiled once more for that."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _in_backward() -> bool:

@@ -92,3 +92,20 @@ def test_transformers_own_gradient_checkpointing() -> None:
     assert len(moe.routing()) == LAYERS
     assert all(layer.router.weight.grad.abs().sum() > 0 for layer in moe.layers.values())
     assert all(layer.experts.w1.grad.abs().sum() > 0 for layer in moe.layers.values())
+
+
+@pytest.mark.parametrize("own_context", [False, True])
+def test_compiled_blocks_within_checkpoints(own_context: bool) -> None:
+    model, moe, batches = checkpointed_model()
+    blocks = [torch.compile(block, backend="aot_eager", fullgraph=True) for block in model.blocks]
+    options = {"context_fn": moe.checkpoint_context} if own_context else {}
+    for x, descriptors in batches:  # the second takes the graphs of the first
+        expected = gradients(model, moe, [(x, descriptors)])
+        model.zero_grad()
+        y = x
+        with moe.batch(descriptors):
+            for block in blocks:
+                y = checkpoint(block, y, use_reentrant=False, **options)
+        (y.square().mean() + moe.balance_loss(0.1)).backward()
+        assert len(moe.routing()) == LAYERS, "recomputation must not add to it"
+        torch.testing.assert_close({name: p.grad for name, p in model.named_parameters()}, expected)
