@@ -159,7 +159,9 @@ def candidates(kernel_name: str, dtype_name: str, arch: str) -> tuple[Candidate,
     from crossearth_sar.kernels.tile_table import TABLE
 
     precision = "fp32" if dtype_name == "fp32" else "half"
-    key = ("sm_80" if arch == "sm_86" else arch, precision)
+    key = (arch, precision)
+    if arch == "sm_86" and key not in TABLE.get(kernel_name, {}):
+        key = ("sm_80", precision)
     if kernel_name not in TABLE or key not in TABLE[kernel_name]:
         known = ", ".join(f"{name} {arch}" for name, rows in TABLE.items() for arch, _ in rows)
         raise InputError("no tiles for this kernel", got=f"{kernel_name} {arch}", expected=known)

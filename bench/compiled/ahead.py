@@ -23,8 +23,17 @@ from triton.compiler import ASTSource
 
 from crossearth_sar.kernels.tiles import SHARED_LIMIT, Tiles
 
+CHIPS = {
+    "sm_80": "sm_80",
+    "sm_86": "sm_86",
+    "sm_89": "sm_86",
+    "sm_90": "sm_90",
+    "sm_100": "sm_90",
+    "sm_120": "sm_86",
+}
+"""What is compiled for -> the row of tiles and limits that it runs with (`kernels.tiles.current_arch`)."""
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
-_MMA = ("HGMMA", "HMMA")
+_MMA = ("UTCHMMA", "HGMMA", "HMMA")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,7 @@ class AheadCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a compiled kernel uses. mma is "HGMMA" (wgmma), "HMMA" or "none"."""
+    """What a compiled kernel uses. mma is "UTCHMMA" (tcgen05), "HGMMA" (wgmma), "HMMA" or "none"."""
 
     registers: int
     shared_bytes: int
@@ -68,20 +77,20 @@ class Resources:
     def has_mma(self) -> bool:
         return self.mma != "none"
 
-    def problems(self, case: AheadCase, arch: str) -> list[str]:
-        """What of this would fail or crawl on `arch`; empty if nothing."""
-        found = []
+    def problems(self, case: AheadCase, chip: str) -> list[str]:
+        """What of this would fail or crawl on `chip`; empty if nothing."""
+        found, limit = [], SHARED_LIMIT[CHIPS[chip]]
         if self.spill_bytes:
             found.append(f"{self.spill_bytes} bytes spilled per thread")
-        if self.shared_bytes > SHARED_LIMIT[arch]:
-            found.append(f"{self.shared_bytes} bytes of shared memory, {arch} has {SHARED_LIMIT[arch]}")
+        if self.shared_bytes > limit:
+            found.append(f"{self.shared_bytes} bytes of shared memory, {chip} has {limit}")
         if case.wants_mma and not self.has_mma:
             found.append("no tensor core instruction")
         return found
 
 
-def compile_case(case: AheadCase, arch: str) -> Resources:
-    """Compiles `case` for "sm_80" or "sm_90" and reads the machine code."""
+def compile_case(case: AheadCase, chip: str) -> Resources:
+    """Compiles `case` for one of CHIPS and reads the machine code."""
     names = list(case.kernel.arg_names)
     given = {*case.signature, *case.constexprs}
     assert given == set(names), f"{case.name}: {sorted(given ^ set(names))} given or missing"
@@ -97,7 +106,7 @@ def compile_case(case: AheadCase, arch: str) -> Resources:
     )
     options = {"num_warps": case.tiles.num_warps, "num_stages": case.tiles.num_stages, **case.options}
     compiled = triton.compile(
-        source, target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32), options=options
+        source, target=GPUTarget("cuda", int(chip.removeprefix("sm_")), 32), options=options
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -110,7 +119,7 @@ def compile_case(case: AheadCase, arch: str) -> Resources:
         registers=registers,
         shared_bytes=compiled.metadata.shared,
         spill_bytes=stack + local,
-        mma=next((name for name in _MMA if f" {name}." in sass), "none"),
+        mma=next((name for name in _MMA if re.search(rf" {name}\b", sass)), "none"),
         has_async_copy="LDGSTS" in sass or "UTMALDG" in sass,
     )
 

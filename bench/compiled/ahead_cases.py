@@ -17,7 +17,7 @@ from crossearth_sar.kernels.tiles import Tiles, candidates
 
 
 def ahead_cases(arch: str) -> list[AheadCase]:
-    """All of them for "sm_80" or "sm_90"."""
+    """All of them for a row of tiles: "sm_80", "sm_86" or "sm_90"."""
     return [*dgrad_cases(arch), *forward_cases(arch), *wgrad_cases(arch), *routing_cases(arch)]
 
 

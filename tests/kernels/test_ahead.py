@@ -1,4 +1,4 @@
-"""Kernels compile for sm_80 and sm_90 within the hardware's limits; the committed table of it is current."""
+"""Kernels compile for six chips within the hardware's limits; the committed table of it is current."""
 
 from __future__ import annotations
 
@@ -10,69 +10,74 @@ import pytest
 import triton
 import triton.language as tl
 
-from bench.compiled.ahead import AheadCase, Resources, case_digest, compile_case  # see pyproject.toml
-from bench.compiled.kernels_ahead import ARCHS, ROOT, all_cases
+from bench.compiled.ahead import CHIPS, AheadCase, Resources, case_digest, compile_case  # see pyproject.toml
+from bench.compiled.kernels_ahead import ROOT, all_cases, compiled_row
 from crossearth_sar.kernels.tile_table import TABLE
 from crossearth_sar.kernels.tiles import SHARED_LIMIT, Tiles, candidates
+from tests.ranks import slow
 
 RENEW = "python -m bench.compiled.kernels_ahead"
+MMA = {
+    "sm_80": "HMMA",
+    "sm_86": "HMMA",
+    "sm_89": "HMMA",
+    "sm_90": "HGMMA",
+    "sm_100": "UTCHMMA",
+    "sm_120": "HMMA",
+}
+"""What a product in 16 bits is on each chip."""
 TINY = Tiles(block_m=16, block_n=16, block_k=16, num_warps=1, num_stages=1)
 
 
 @cache
 def committed() -> dict[tuple[str, str], dict[str, str]]:
     with (ROOT / "bench/reports/kernels-ahead/results.csv").open(encoding="utf-8") as file:
-        return {(row["arch"], row["case"]): row for row in csv.DictReader(file)}
+        return {(row["chip"], row["case"]): row for row in csv.DictReader(file)}
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_committed_table_is_current_and_without_problems(arch: str) -> None:
-    cases = all_cases(arch)
-    rows = {name: row for (of, name), row in committed().items() if of == arch}
+@pytest.mark.parametrize("chip", CHIPS)
+def test_committed_table_is_current_and_without_problems(chip: str) -> None:
+    cases = all_cases(chip)
+    rows = {name: row for (of, name), row in committed().items() if of == chip}
     assert set(rows) == set(cases), f"the table lacks or outlives {set(rows) ^ set(cases)}: {RENEW}"
     stale = [name for name, case in cases.items() if rows[name]["digest"] != case_digest(case)]
     assert not stale, f"compiled from other code: {stale}: {RENEW}"
     for name, row in rows.items():
         assert int(row["spilled, B"]) == 0, name
-        assert int(row["shared, B"]) <= SHARED_LIMIT[arch], name
+        assert int(row["shared, B"]) <= SHARED_LIMIT[CHIPS[chip]], name
         if cases[name].wants_mma:
-            assert row["mma"] in ("HMMA", "HGMMA"), name
+            assert row["mma"] == MMA[chip], name
         assert not row["problems"], name
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("kernel", list(TABLE))
-def test_every_shipped_configuration_has_a_case(kernel: str, arch: str) -> None:
-    labels = {case.tiles.label for name, case in all_cases(arch).items() if name.split()[0] == kernel}
-    for precision in ("half", "fp32"):
-        for row in TABLE[kernel][arch, precision]:
+def test_every_shipped_configuration_has_a_case(kernel: str, chip: str) -> None:
+    labels = {case.tiles.label for name, case in all_cases(chip).items() if name.split()[0] == kernel}
+    for dtype in ("bf16", "fp32"):
+        for row in candidates(kernel, dtype, CHIPS[chip]):
             assert any(row.tiles.label in label for label in labels), (row.tiles.label, labels)
 
 
-@pytest.mark.parametrize("kernel", list(TABLE))
-def test_what_small_cards_are_given_fits_their_shared_memory(kernel: str) -> None:
-    """They run those of sm_80's tiles that fit: by what was compiled, epilogue and all."""
-    for dtype in ("bf16", "fp32"):
-        labels = [row.tiles.label for row in candidates(kernel, dtype, "sm_86")]
-        of_sm_80 = [row for (arch, _), row in committed().items() if arch == "sm_80"]
-        for label in labels:
-            rows = [row for row in of_sm_80 if row["case"].startswith(f"{kernel} {dtype} {label}")]
-            assert rows, label
-            assert max(int(row["shared, B"]) for row in rows) <= SHARED_LIMIT["sm_86"], label
-
-
 @pytest.mark.parametrize(
-    ("arch", "kernel", "mma"),
-    [("sm_90", "grouped_up", "HGMMA"), ("sm_80", "grouped_up", "HMMA"), ("sm_90", "grouped_down", "HGMMA")],
+    ("chip", "kernel"), [*((chip, "grouped_up") for chip in CHIPS), ("sm_90", "grouped_down")]
 )
-def test_the_smallest_configuration_compiles_here_too(arch: str, kernel: str, mma: str) -> None:
-    cases = [c for c in all_cases(arch).values() if c.name.startswith(f"{kernel} bf16")]
+def test_the_smallest_configuration_compiles_here_too(chip: str, kernel: str) -> None:
+    cases = [c for c in all_cases(chip).values() if c.name.startswith(f"{kernel} bf16")]
     case = min(cases, key=lambda c: c.tiles.block_m * c.tiles.block_n)
-    found = compile_case(case, arch)
-    assert found.problems(case, arch) == []
-    assert found.mma == mma
+    found = compile_case(case, chip)
+    assert found.problems(case, chip) == []
+    assert found.mma == MMA[chip]
     assert found.has_async_copy
-    assert str(found.registers) == committed()[arch, case.name]["registers"], f"another compiler? {RENEW}"
+    assert str(found.registers) == committed()[chip, case.name]["registers"], f"another compiler? {RENEW}"
+
+
+@slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_configuration_compiles(chip: str) -> None:
+    """With whatever Triton is installed, so that a release of it can be tried."""
+    found = {name: compiled_row(chip, name)["problems"] for name in all_cases(chip)}
+    assert not {name: problems for name, problems in found.items() if problems}
 
 
 @triton.jit
