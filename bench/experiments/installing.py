@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from bench.speed.harness import write_report
@@ -47,12 +48,12 @@ print(json.dumps({"fused": extension_status().usable, "right": close and tokens.
 """
 
 
-def run(*words: str | Path, path: str | None = None, cwd: Path | None = None) -> str:
-    """What a command prints, with another PATH if one is given; its words end this program if it fails."""
+def run(*words: str | Path, cwd: Path | None = None, changes: Mapping[str, str] | None = None) -> str:
+    """What a command prints, in an environment with these changes; its words end this program if it fails."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, check=False, cwd=cwd,
-        env=environment if path is None else {**environment, "PATH": path},
+        env={**environment, **(changes or {})},
     )  # fmt: skip
     if done.returncode:
         sys.exit(f"{' '.join(map(str, words[:6]))}:\n{done.stderr[-3000:]}")
@@ -90,12 +91,12 @@ def installed(interpreter: str, sdist: Path, place: Path) -> list[dict[str, obje
     environment, rows = place / "environment", []
     run("uv", "venv", "--python", interpreter, environment)
     python = environment / "bin" / "python"
-    for how, choice in (
-        ("with a compiler", None),
-        ("without a compiler", f"{environment / 'bin'}:{uv_folder()}"),
-    ):
+    bare = f"{environment / 'bin'}:{uv_folder()}"
+    for how, changes in {
+        "with a compiler": {"CROSSEARTH_BUILD": "cpu"}, "without a compiler": {"PATH": bare},
+    }.items():  # fmt: skip
         wheels = place / how.replace(" ", "-")
-        run("uv", "build", "--wheel", "--python", interpreter, "-o", wheels, sdist, path=choice)
+        run("uv", "build", "--wheel", "--python", interpreter, "-o", wheels, sdist, changes=changes)
         (wheel,) = wheels.glob("*.whl")
         run("uv", "pip", "install", "--python", python, "--reinstall-package", "crossearth-sar", wheel)
         rows.append(asked(python, place, how, wheel))
@@ -115,16 +116,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run("uv", "build", "--sdist", "-o", folder, ROOT)
         (sdist,) = Path(folder).glob("*.tar.gz")
+        notes = [
+            f"The source distribution is {sdist.stat().st_size / 1e6:.2f} MB.",
+            "Each environment was empty; the wheel was built of the source distribution.",
+            "With a compiler: CROSSEARTH_BUILD=cpu. Without: none on PATH while the wheel was built.",
+        ]
         for number, interpreter in enumerate(options.pythons):
             place = Path(folder) / str(number)
             place.mkdir()
             rows += installed(interpreter, sdist, place)
-        notes = [
-            f"The source distribution is {sdist.stat().st_size / 1e6:.2f} MB.",
-            "Each environment was empty; the wheel was built of the source distribution.",
-            "Without a compiler: none on PATH while the wheel was built.",
-        ]
-        print(write_report(options.out, "The package, installed", rows, notes))
+            text = write_report(options.out, "The package, installed", rows, notes)  # so far
+        print(text)
 
 
 if __name__ == "__main__":
