@@ -143,6 +143,8 @@ def sar_descriptor_map(
 def _backend(
     requested: str, image_BHW: Tensor, num_bins: int, why_not: Callable[[Tensor, int], str | None]
 ) -> str:
+    if requested == "auto" and torch.compiler.is_exporting():
+        return "reference"  # plain torch: the program runs where this package is not
     chosen = resolve_descriptor_backend(requested)
     reason = why_not(image_BHW, num_bins) if chosen == "fused" else None
     if reason is None:

@@ -119,18 +119,25 @@ def direction_weights(intensity_BHW: Tensor, floor_B: Tensor) -> Tensor:
     Cells are means of 2 x 2 pixels; a gradient is (right - left) / (right + left) of the sums over three
     cells, weighted 1 2 1, on either side. A cell that is empty, or beside an empty one, has none.
     """
-    cells = F.avg_pool2d(intensity_BHW[:, None], 2)
-    padded = F.pad(cells, (1, 1, 1, 1), mode="replicate")
+    padded = F.pad(_cells(intensity_BHW)[:, None], (1, 1, 1, 1), mode="replicate")
     full = -F.max_pool2d(-padded, 3, stride=1)[:, 0] > 0
     padded = padded[:, 0]
     upright = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     level = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
     r_x = _contrast(upright[:, :, 2:], upright[:, :, :-2])
     r_y = _contrast(level[:, 2:], level[:, :-2])
-    excess = (torch.hypot(r_x, r_y) - floor_B[:, None, None]).clamp(min=0) * full
+    excess = ((r_x.square() + r_y.square()).sqrt() - floor_B[:, None, None]).clamp(min=0) * full
     turn = torch.atan2(r_y, r_x) / math.pi * DIRECTION_BINS  # modulo 8: a line has no sign
     bins = torch.floor(turn + 0.5).long().remainder(DIRECTION_BINS)
     return F.one_hot(bins, DIRECTION_BINS).movedim(3, 1) * excess[:, None]
+
+
+def _cells(intensity_BHW: Tensor) -> Tensor:
+    """Means of 2 x 2 pixels. No pooling: ONNX Runtime has no average of doubles."""
+    _, height, width = intensity_BHW.shape
+    even = intensity_BHW[:, : height // 2 * 2, : width // 2 * 2]
+    upper, lower = even[:, ::2], even[:, 1::2]
+    return (upper[..., ::2] + upper[..., 1::2] + lower[..., ::2] + lower[..., 1::2]) / 4
 
 
 def direction_entropy(weight_BK: Tensor, cells: Tensor) -> Tensor:
@@ -147,11 +154,11 @@ def _of_image(blocks: BlockValues) -> tuple[Tensor, Tensor, Tensor]:
     """
     measured = blocks.measured.flatten(1)
     any_B = measured.any(1)
+    middle_B1 = (measured.sum(1, keepdim=True) - 1).clamp(min=0) // 2
 
     def median(values: Tensor, fallback: float) -> Tensor:
-        return torch.where(
-            any_B, torch.where(measured, values.flatten(1), torch.nan).nanmedian(1).values, fallback
-        )
+        ordered = torch.where(measured, values.flatten(1), torch.inf).sort(1).values
+        return torch.where(any_B, ordered.gather(1, middle_B1)[:, 0], fallback)
 
     logs = torch.where(measured, blocks.mean.flatten(1), 1).log()
     return median(blocks.spread, 1.0), median(blocks.correlation, 0.0), _deviation(logs, measured)

@@ -88,6 +88,8 @@ def _described(
 
 
 def _backend(requested: str, image_BHW: Tensor) -> str:
+    if requested == "auto" and torch.compiler.is_exporting():
+        return "reference"  # plain torch: the program runs where this package is not
     chosen = resolve_descriptor_backend(requested)
     if chosen != "fused" or image_BHW.device.type == "cpu":
         return chosen

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from crossearth_sar.backend import auto_moe_backend_for_call, resolve_moe_backend
 from crossearth_sar.errors import InputError
-from crossearth_sar.moe.backends import BACKENDS, Backend
+from crossearth_sar.moe.backends import BACKENDS, REFERENCE, Backend
 from crossearth_sar.moe.expert_spec import ExpertSpec
 from crossearth_sar.moe.experts import SharedExpert, StackedExperts
+from crossearth_sar.moe.exported import looped_experts
 from crossearth_sar.moe.forward_mode import refuse_tangents
 from crossearth_sar.moe.precision import compute_dtype
 from crossearth_sar.moe.router import Gate, PhysicsGuidedRouter, RoutingInfo
@@ -109,12 +110,17 @@ class PhysicsGuidedMoE(nn.Module):
                 expected=f"(B, T, {self.router.dim})",
             )
         refuse_tangents((x_BTD, *self.parameters()))
-        backend = self.backend_of(x_BTD)
+        exporting = torch.compiler.is_exporting()
+        backend = REFERENCE if exporting else self.backend_of(x_BTD)
         routing = self.router(x_BTD, descriptors, backend)
-        plan = backend.make_plan(routing.expert_index, self.router.num_experts)
         gate_BTK = None if self.router.gate_is_one else routing.gate
         x_TD = x_BTD.flatten(0, 1)
-        y_TD = self.experts(x_TD, gate_BTK, plan)
+        if exporting:
+            gate_TK = None if gate_BTK is None else gate_BTK.flatten(0, 1)
+            y_TD = looped_experts(self.experts, x_TD, gate_TK, routing.expert_index.flatten(0, 1))
+        else:
+            plan = backend.make_plan(routing.expert_index, self.router.num_experts)
+            y_TD = self.experts(x_TD, gate_BTK, plan)
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)
         return y_TD.view_as(x_BTD), routing

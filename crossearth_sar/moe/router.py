@@ -145,6 +145,8 @@ class PhysicsGuidedRouter(nn.Module):
 def _top_k(probability_BTE: Tensor, top_k: int) -> Tensor:
     if top_k == 1:
         return probability_BTE.argmax(dim=-1, keepdim=True)  # the first of equal maxima, as documented
+    if torch.compiler.is_exporting():  # ONNX has no stable sort, and its own top-k takes the lower of equals
+        return probability_BTE.topk(top_k, dim=-1).indices
     # torch.topk promises no order among equals; a stable sort does.
     return probability_BTE.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
 
