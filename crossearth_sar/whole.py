@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from crossearth_sar.errors import InputError
 
@@ -48,6 +49,13 @@ def write_text(target: Path, text: str) -> Path:
     with aside(target) as part:
         part.write_text(text, encoding="utf-8")
     return target
+
+
+@contextmanager
+def table(target: Path) -> Iterator[TextIO]:
+    """A file for `csv` to write, whole or absent; errors as `aside`."""
+    with aside(target) as part, part.open("w", encoding="utf-8", newline="") as file:
+        yield file
 
 
 def flush(path: Path) -> None:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "crossearth_sar"
 
 FLOORS = [
     {"version", "errors", "spacing", "shipped"},
-    {"config_keys", "whole"},
+    {"config_keys", "whole", "folder_lock"},
     {"config"},
     {"kernels", "decibels", "ground_scale"},
     {"backend", "device", "convolution", "batch_norm", "network_input", "input_contract", "state_files"}
