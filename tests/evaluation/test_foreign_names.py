@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 from crossearth_sar.data.sample import ClassTable
 from crossearth_sar.evaluation.class_mapping import ClassMapping
@@ -49,18 +51,17 @@ def require_harmless(page: str, times: int, *, scripts: bool = False) -> None:
     assert scripts or "script" not in seen.tags
 
 
-def test_the_page_of_benchmarks(tmp_path: Path) -> None:
+def test_the_page_of_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = benchmark("A2S")
     named = replace(row.classes, classes=replace(row.classes.classes, names=(NAME, "building")))
     matrix = ConfusionMatrix(2)
     matrix.counts += 1
+    monkeypatch.setattr(type(row), "classes", named)
     score = BenchmarkScore(
-        row=replace(row, classes=named), confusion=matrix, images=1, notes=(NAME,),
+        row=row, confusion=matrix, images=1, notes=(NAME,),
         expert_share_LE=torch.zeros(0, 0),
     )  # fmt: skip
     picture = tmp_path / "x.png"
-    from PIL import Image
-
     Image.new("L", (2, 2)).save(picture)
     path = write_html(
         tmp_path, NAME, [score], about={NAME: NAME}, absent={"W2D": NAME},
@@ -77,7 +78,7 @@ def test_the_page_of_a_map(tmp_path: Path) -> None:
 
 def test_the_report_on_images_of_ones_own(tmp_path: Path) -> None:
     """In Markdown, whose viewers take tags for what they are in HTML."""
-    found = ImageScores(counts_CC=[torch.ones(2, 2, dtype=torch.int64)], names=[NAME], units=[NAME])
+    found = ImageScores(counts_CC=[np.ones((2, 2), np.int64)], names=[NAME], units=[NAME])
     mapping = ClassMapping(to_domain=(0, 1), notes=(NAME,))
     score = OwnScore(
         model=NAME, domain=NAME, slug="x", classes=CLASSES, scores=found, mapping=mapping, temperature=None,
