@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from crossearth_sar.errors import InputError
+from crossearth_sar.whole import remove_left_over
 
 LOCK_FILE = ".in-use"
 _FOLDER, _WITHIN = 0, 1
@@ -29,7 +30,8 @@ _held: dict[Path, TextIO] = {}
 
 
 class FolderLock:
-    """A folder that is this process's until `release`, the end of the block, or of the process.
+    """A folder that is this process's until `release`, the end of the block, or of the process; what killed
+    ones left half-written in it is removed.
 
     A POSIX lock: forks, a loader's workers say, do not inherit it. It does not keep a process from itself, so
     a second lock within this process is looked for first.
@@ -51,6 +53,7 @@ class FolderLock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._take(folder, owner, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            remove_left_over(folder)
         except OSError as error:
             self.release()
             raise InputError(
@@ -129,22 +132,6 @@ class FolderLock:
                 expected=f"one of crossearth-sar {owner}, or a new one: files of the two have the same names",
                 fix="give another output folder, or remove this one if nothing in it is needed",
             )
-
-
-@contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
-    """One process in the block for this folder, others wait. It leaves no file: for what goes on to others.
-
-    Raises:
-        OSError: there is no such folder.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # where a folder cannot be locked, as on NFS, two may still meet
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _is_open_at(file: TextIO, path: Path) -> bool:

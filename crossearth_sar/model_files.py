@@ -21,8 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from crossearth_sar.errors import InputError
-from crossearth_sar.folder_lock import one_writer
-from crossearth_sar.whole import NotWritten, flush
+from crossearth_sar.whole import NotWritten, flush, one_writer
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _WRITING, _WRITTEN = ".model-writing", ".model-written"

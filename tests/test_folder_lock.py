@@ -11,7 +11,8 @@ from forks import another_process, in_a_child
 
 from crossearth_sar import folder_lock
 from crossearth_sar.errors import InputError
-from crossearth_sar.folder_lock import LOCK_FILE, FolderLock, one_writer
+from crossearth_sar.folder_lock import LOCK_FILE, FolderLock
+from crossearth_sar.whole import aside, one_writer
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forks
 
@@ -109,3 +110,20 @@ def test_one_writer_of_a_folder_waits_for_the_other(tmp_path: Path) -> None:
         assert in_a_child(second) == -signal.SIGALRM
     assert in_a_child(second) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.txt"
+
+    def killed() -> None:
+        with aside(target) as part:
+            part.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_a_child(killed) == -signal.SIGKILL
+    assert len(list(target.parent.iterdir())) == 1
+    with aside(target.with_name("b.txt")) as part:
+        part.touch()
+        FolderLock(tmp_path, "predict", shared=True).release()
+        assert len(list(target.parent.iterdir())) == 1, "that of a live process stays"
+    assert [path.name for path in target.parent.iterdir()] == ["b.txt"]

@@ -18,8 +18,8 @@ PACKAGE = ROOT / "crossearth_sar"
 
 FLOORS = [
     {"version", "errors", "spacing", "shipped"},
-    {"config_keys", "whole", "folder_lock"},
-    {"config"},
+    {"config_keys", "whole"},
+    {"config", "folder_lock"},
     {"kernels", "decibels", "ground_scale"},
     {"backend", "device", "convolution", "batch_norm", "network_input", "input_contract", "state_files"}
     | {"provenance"},
