@@ -56,6 +56,7 @@ def begin(command: str, place: Path, output: Path, fault: Callable[[], None]) ->
 
     def work() -> None:
         os.dup2(writing, 2)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)  # a test's file would be bounded too
         os.chdir(place)
         sys.path.append(str(place))
         torch.manual_seed(0)

@@ -59,7 +59,7 @@ def test_a_kill_leaves_nothing_that_stays(command: str, event: int, place: Path)
 @pytest.mark.parametrize(("command", "size"), [("export", 0), ("export", 3000), ("label", 0), ("label", 5)])
 def test_a_full_disk_is_said_and_leaves_nothing(command: str, size: int, place: Path) -> None:
     found = full_disk(command, place, size)
-    assert found.status == 1, found.words
+    assert found.status in (1, 2), found.words  # 2: not even the folder's lock
     assert "cannot be written" in found.words
     assert not found.wrong, found.wrong
 

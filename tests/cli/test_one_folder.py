@@ -60,8 +60,8 @@ def test_the_folder_of_another_command(
 ) -> None:
     for owner in ("train", "evaluate"):
         folder = tmp_path / owner
-        FolderLock(folder, owner).release()
-        (folder / "metrics.json").write_text("{}")
+        with FolderLock(folder, owner):
+            (folder / "metrics.json").write_text("{}")
         before = left(folder)
         for command in OWNERS:
             if command != owner:
