@@ -20,6 +20,7 @@ import yaml
 
 from crossearth_sar.config_keys import config_below, config_in, field_names, hints_of, join, meant_key
 from crossearth_sar.errors import InputError, nearest
+from crossearth_sar.whole import write_text
 
 T = TypeVar("T")
 
@@ -146,7 +147,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def write_yaml(config: Any, path: str | Path) -> None:
     """Writes a config so that `from_mapping(cls, read_yaml(path))` gives it back."""
-    Path(path).write_text(yaml.safe_dump(to_mapping(config), sort_keys=False), encoding="utf-8")
+    write_text(Path(path), yaml.safe_dump(to_mapping(config), sort_keys=False))
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:

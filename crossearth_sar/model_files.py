@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from crossearth_sar.errors import InputError
-from crossearth_sar.whole import NotWritten, flush
+from crossearth_sar.whole import NotWritten, flush, one_writer
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _WRITING, _WRITTEN = ".model-writing", ".model-written"
@@ -45,11 +45,23 @@ def write_model_files(folder: Path, tensors: Mapping[str, Tensor], mapping: Mapp
     Raises:
         NotWritten: they cannot be written; an older model is as it was.
     """
-    writing = folder / _WRITING
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        finish_writing(folder)
-        shutil.rmtree(writing, ignore_errors=True)
+        with one_writer(folder):
+            _write(folder, tensors, mapping)
+    except (OSError, SafetensorError) as error:
+        raise NotWritten(
+            f"the model cannot be written to {folder}",
+            got=getattr(error, "strerror", None) or str(error),
+            fix="make room, or give another folder",
+        ) from error
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], mapping: Mapping[str, Any]) -> None:
+    writing = folder / _WRITING
+    finish_writing(folder)
+    shutil.rmtree(writing, ignore_errors=True)
+    try:
         writing.mkdir()
         save_file(tensors, writing / WEIGHTS_FILE)
         write_config(writing, mapping)
@@ -57,14 +69,10 @@ def write_model_files(folder: Path, tensors: Mapping[str, Tensor], mapping: Mapp
             flush(path)
         writing.rename(folder / _WRITTEN)
         flush(folder)
-        finish_writing(folder)
-    except (OSError, SafetensorError) as error:
+    except BaseException:
         shutil.rmtree(writing, ignore_errors=True)
-        raise NotWritten(
-            f"the model cannot be written to {folder}",
-            got=getattr(error, "strerror", None) or str(error),
-            fix="make room, or give another folder",
-        ) from error
+        raise
+    finish_writing(folder)
 
 
 def write_config(folder: Path, mapping: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "crossearth_sar"
 FLOORS = [
     {"version", "errors", "spacing", "shipped"},
     {"config_keys", "whole"},
-    {"config"},
+    {"config", "folder_lock"},
     {"kernels", "decibels", "ground_scale"},
     {"backend", "device", "convolution", "batch_norm", "network_input", "input_contract", "state_files"}
     | {"provenance"},

@@ -206,6 +206,21 @@ def test_a_source_distribution_builds_the_same_wheel(source: Path, tmp_path: Pat
     assert names_in(found) == package_files()
 
 
+def test_requirements_with_checksums_are_those_that_were_tested() -> None:
+    """Each of them with a checksum; but for torch, whose builds of one version are other files."""
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    hashed = (ROOT / ".ci" / "requirements-hashed.txt").read_text(encoding="utf-8")
+
+    def pins(text: str) -> set[str]:
+        return {
+            re.sub("[_.]", "-", name.lower()) + at for name, at in re.findall(r"(?m)^([\w.-]+)(==\S+)", text)
+        }
+
+    assert pins(hashed) == {pin for pin in pins(pinned) if not pin.startswith("torch==")}
+    entries = re.split(r"\n(?=[a-z])", hashed)[1:]
+    assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
+
+
 def run_installed(installed: Path, place: Path, program: str, *arguments: str) -> str:
     """What a program of the fresh environment, which is not activated, prints in a folder of its own."""
     done = subprocess.run(

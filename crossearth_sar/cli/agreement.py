@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from crossearth_sar.evaluation.agreement import mean_agreement
+from crossearth_sar.whole import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,5 +28,5 @@ def run(arguments: argparse.Namespace) -> int:
     if found.left_out:
         print(f"\n{len(found.left_out)} images are left out: not every teacher has them")
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(found.to_mapping(), indent=1) + "\n", encoding="utf-8")
+        write_text(Path(arguments.json), json.dumps(found.to_mapping(), indent=1) + "\n")
     return 0

@@ -30,6 +30,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from crossearth_sar.cli.evaluate_own import run_own
@@ -61,6 +62,7 @@ from crossearth_sar.evaluation.protocol import (
 )
 from crossearth_sar.evaluation.registry import Benchmark, all_benchmarks, benchmark, paper_methods
 from crossearth_sar.evaluation.report import EXPERTS_TABLE, Picture, write_html, write_tables
+from crossearth_sar.folder_lock import FolderLock
 from crossearth_sar.model import CONFIG_FILE, CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
 from crossearth_sar.spacing import evenly_spaced
@@ -157,12 +159,24 @@ def run(arguments: argparse.Namespace) -> int:
     rows, absent = chosen_rows(arguments, config)
     targets, failed = checked_rows(arguments, rows, config)
     name = arguments.name or (arguments.adapter or Path(arguments.model).parent.name or arguments.model)
-    about = provenance()
-    output = Path(arguments.output)
-    output.mkdir(parents=True, exist_ok=True)
+    with FolderLock(Path(arguments.output), "evaluate"):
+        score_rows(arguments, [row for row in rows if row.key in targets], targets, name, absent, failed)
+    return 1 if failed else 0
+
+
+def score_rows(
+    arguments: argparse.Namespace,
+    waiting: list[Benchmark],
+    targets: dict[str, Domain],
+    name: str,
+    absent: Mapping[str, str],
+    failed: dict[str, str],
+) -> None:
+    """Scores the rows that wait and writes the tables anew after each; why a row cannot be is in `failed`
+    then."""
+    about, output = provenance(), Path(arguments.output)
     scores: list[BenchmarkScore] = []
     pictures: list[Picture] = []
-    waiting = [row for row in rows if row.key in targets]
     while waiting:
         row = waiting.pop(0)
         try:
@@ -178,7 +192,6 @@ def run(arguments: argparse.Namespace) -> int:
         pictures = [*overall_pictures(name, scores, output), *pictures]
         page = write_html(output, name, scores, about=about, absent={**absent, **failed}, pictures=pictures)
         print(f"\n{(output / 'results.md').read_text(encoding='utf-8')}\nAll of it: {page}")
-    return 1 if failed else 0
 
 
 def take_row_defaults(arguments: argparse.Namespace) -> None:

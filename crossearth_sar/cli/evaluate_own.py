@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from crossearth_sar.cli.own_config import own_config
@@ -30,6 +31,7 @@ from crossearth_sar.evaluation.class_mapping import ClassMapping, map_classes, p
 from crossearth_sar.evaluation.figures import prediction_figure
 from crossearth_sar.evaluation.image_scores import ImageScores, score_images, temperature_of
 from crossearth_sar.evaluation.own_report import OwnScore, write_own_report
+from crossearth_sar.folder_lock import FolderLock
 from crossearth_sar.model import CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
 from crossearth_sar.shipped import WEIGHTS, model_folder
@@ -112,8 +114,14 @@ class Plan:
 def run_own(arguments: argparse.Namespace) -> int:
     """Scores every model on every domain; 1 where one could not be."""
     device = checked_device(arguments.device)
-    plan, about = Plan(arguments), provenance()
-    (plan.output / "parts").mkdir(parents=True, exist_ok=True)
+    plan = Plan(arguments)
+    with FolderLock(plan.output, "evaluate"):
+        return scored_all(plan, device)
+
+
+def scored_all(plan: Plan, device: torch.device) -> int:
+    """`run_own` in its folder."""
+    arguments, about = plan.arguments, provenance()
     scores: list[OwnScore] = []
     waiting = {
         f"{name} on {domain.name}": "not scored yet"

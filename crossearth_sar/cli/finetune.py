@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = run_config(arguments)
     if arguments.sweep is not None:
         return sweep(config, arguments, "finetune")
-    return carry_out(config, arguments.resume)
+    return carry_out(config, arguments.resume, "finetune")
 
 
 def run_config(arguments: argparse.Namespace) -> RunConfig:

@@ -34,6 +34,7 @@ from crossearth_sar.data.datasets.published import open_spec
 from crossearth_sar.data.datasets.tasks import SEVEN_CLASSES
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.protocol import load_adapter
+from crossearth_sar.folder_lock import FolderLock
 from crossearth_sar.pseudo_labels.labelling import (
     LabelSettings,
     check_pairs,
@@ -101,7 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     bar = tqdm(pairs, unit="image", disable=not sys.stderr.isatty())
     output = Path(arguments.output)
-    manifest = write_pseudo_labels(pairs, output, teacher, classes, settings, unpaired=single, progress=bar)
+    with FolderLock(output, "label"):
+        manifest = write_pseudo_labels(
+            pairs, output, teacher, classes, settings, unpaired=single, progress=bar
+        )
     print_shares(manifest, {pair.name for pair in pairs}, output, time.perf_counter() - started)
     return 0
 

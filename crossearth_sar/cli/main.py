@@ -7,6 +7,7 @@ Exit status 2 is wrong input, said in words; 1 is work that could not be done.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from crossearth_sar.cli.plugins import add_plugin_option, import_plugins
 from crossearth_sar.cli.process import find_own_tools, speaks, start_logging
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.version import __version__
+from crossearth_sar.whole import NotWritten
 
 COMMANDS = {
     "info": "what is installed, which backend each part uses, and why",
@@ -32,6 +34,8 @@ COMMANDS = {
     "export": "write a training checkpoint as a folder for load_model",
 }
 """Name -> what it does, in the order of the help. The module is crossearth_sar.cli.NAME."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 EPILOG = """\
 crossearth-sar COMMAND --help says more, and lists every setting of a command that takes --config.
@@ -96,15 +100,20 @@ def _add_arguments(parser: argparse.ArgumentParser, module: ModuleType) -> None:
 
 
 def _guarded(module: ModuleType, parsed: argparse.Namespace) -> int:
-    """Runs the command; wrong input ends in its words and status 2."""
+    """Runs the command; wrong input ends in its words and status 2, a full disk in status 1."""
     start_logging()
     try:
         import_plugins(parsed.plugin)
         return int(module.run(parsed))
     except InputError as error:
-        if speaks():
-            print(f"\nerror: {error}\n", file=sys.stderr, flush=True)
-        return 2
+        words, status = str(error), 1 if isinstance(error, NotWritten) else 2
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        words, status = f"{error.filename or 'a file'} cannot be written: {error.strerror}", 1
+    if speaks():
+        print(f"\nerror: {words}\n", file=sys.stderr, flush=True)
+    return status
 
 
 def _texts(module: ModuleType) -> dict[str, Any]:

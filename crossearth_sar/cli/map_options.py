@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import math
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from crossearth_sar.cli.map_names import require_free_names
@@ -69,18 +66,3 @@ def write_vectors(arguments: argparse.Namespace, targets: list[Path], classes: C
     }
     counts = write_polygons(maps, file, classes, simplify=arguments.simplify)
     print(f"{file}: {sum(counts.values())} patches of {len(counts)} maps", flush=True)
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """One process in the block, others wait: what it leaves in the folder they find."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written", got=error.strerror, fix="give another --output"
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from crossearth_sar.config import require
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE
+from crossearth_sar.whole import write_text
 
 
 def called(folders: Sequence[Path]) -> dict[str, Path]:
@@ -58,9 +58,7 @@ def read_part(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def write_part(path: Path, settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps({"settings": settings, "found": found}) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, json.dumps({"settings": settings, "found": found}) + "\n")
 
 
 def progress(indices: Sequence[int], words: str) -> Any:

@@ -21,7 +21,6 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -34,7 +33,6 @@ from crossearth_sar.cli.map_options import (
     add_output_options,
     check_output_options,
     how_to_slide,
-    one_at_a_time,
     write_vectors,
 )
 from crossearth_sar.cli.normalizing import (
@@ -59,6 +57,7 @@ from crossearth_sar.data.sample import IGNORE_INDEX, ClassTable
 from crossearth_sar.device import checked_device
 from crossearth_sar.errors import InputError
 from crossearth_sar.evaluation.scene import Scene, measure_scenes
+from crossearth_sar.folder_lock import FolderLock
 from crossearth_sar.ground_scale import row_blocks
 from crossearth_sar.model import CONFIG_FILE, WEIGHTS_FILE, CrossEarthSAR, load_model
 from crossearth_sar.provenance import provenance
@@ -122,9 +121,22 @@ def make_maps(arguments: argparse.Namespace) -> int:
     arguments.normalize = chosen_normalize(arguments, model.contract)
     arguments.doubts = FillDoubts("--nodata {}")
     tell_unknown_spacing(arguments, model, list(maps))
-    with one_at_a_time(Path(arguments.output).expanduser()) if shard.count > 1 else nullcontext():
-        record = open_record(arguments, model, list(maps))
-    mine = dict(shard.of(list(maps.items())))
+    with FolderLock(Path(arguments.output).expanduser(), "predict", shared=True) as folder:
+        with folder.alone():
+            record = open_record(arguments, model, list(maps))
+        failed = make_mine(arguments, model, record, dict(shard.of(list(maps.items()))), str(shard))
+    shard.wait_for_others()
+    return 1 if failed else 0
+
+
+def make_mine(
+    arguments: argparse.Namespace,
+    model: CrossEarthSAR,
+    record: dict[str, Any],
+    mine: dict[Path, Path],
+    shard: str,
+) -> int:
+    """Makes those maps of this process that are not there; how many could not be made."""
 
     def is_done(image: Path) -> bool:
         size = image_size(arguments, image)
@@ -144,8 +156,7 @@ def make_maps(arguments: argparse.Namespace) -> int:
     if arguments.vector is not None:
         whole = [target for image, target in mine.items() if is_done(image)]
         write_vectors(arguments, whole, record_classes(record))
-    shard.wait_for_others()
-    return 1 if failed else 0
+    return failed
 
 
 def image_size(arguments: argparse.Namespace, image: Path) -> tuple[int, int]:

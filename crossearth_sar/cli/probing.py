@@ -34,6 +34,7 @@ from crossearth_sar.evaluation.probe.row import ProbeRow
 from crossearth_sar.evaluation.probe.subsets import image_counts
 from crossearth_sar.evaluation.probe.table import FROZEN, probe_table
 from crossearth_sar.evaluation.protocol import load_adapter
+from crossearth_sar.folder_lock import FolderLock
 from crossearth_sar.model import load_model
 from crossearth_sar.provenance import provenance
 
@@ -171,12 +172,12 @@ def probe_all(
     """All rows, and the report's README, which is written anew after each encoder."""
     domains, rows, about = ProbeDomains(config, options.max_images), list[ProbeRow](), provenance()
     floor = next((one.name for one in who if one.name.startswith(RANDOM)), None)
-    (output / "parts").mkdir(parents=True, exist_ok=True)
     page = output
-    for found in _found(domains, who, options, output):
-        rows += found
-        shown = floor if any(row.encoder == floor for row in rows) else None
-        page = write_probe_report(output, rows, floor=shown, about=about)
+    with FolderLock(output, "probe"):
+        for found in _found(domains, who, options, output):
+            rows += found
+            shown = floor if any(row.encoder == floor for row in rows) else None
+            page = write_probe_report(output, rows, floor=shown, about=about)
     return rows, page
 
 

@@ -20,6 +20,7 @@ from crossearth_sar.engine.executors.choose import executor_name
 from crossearth_sar.engine.failures import Reason, explain, meet_peers, remove_old_words
 from crossearth_sar.engine.make_run import make_run
 from crossearth_sar.engine.nonfinite import NonFiniteError
+from crossearth_sar.engine.orphans import end_with_launcher
 from crossearth_sar.engine.resume import go_on_words
 from crossearth_sar.engine.run import Run
 from crossearth_sar.errors import InputError
@@ -40,19 +41,20 @@ def add_resume_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the launcher's
 
 
-def carry_out(config: RunConfig, resume: str | None) -> int:
-    """Trains to the end, or to a signal; the exit status."""
+def carry_out(config: RunConfig, resume: str | None, command: str) -> int:
+    """Trains to the end, or to a signal; the exit status. command: whose folder `config.output` is."""
     ranks = start_ranks(config.parallel.timeout_minutes, deepspeed=executor_name(config) == "deepspeed")
     quiet_libraries(main_rank=ranks.is_main)
+    end_with_launcher()
     output = Path(config.output)
     started: list[Run] = []
     if ranks.is_main:
-        remove_old_words(output)
+        remove_old_words(output, command)
     peers = meet_peers()
     try:
         run = build_together(lambda: make_run(config, ranks), ranks)
         started.append(run)
-        build_together(lambda: run.start(resume), ranks)
+        build_together(lambda: run.start(resume, command), ranks)
         run.say(describe(run))
         run.executor.leave_record(output)
         if run.fit():

@@ -32,4 +32,4 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(
             "selfsup is null: that is a run with labels", fix="leave it out, or use crossearth-sar train"
         )
-    return carry_out(config, arguments.resume)
+    return carry_out(config, arguments.resume, "selfsup")

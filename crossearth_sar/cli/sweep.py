@@ -33,12 +33,12 @@ from crossearth_sar.engine.checkpoint_files import list_checkpoints
 from crossearth_sar.engine.config import RunConfig
 from crossearth_sar.engine.distributed import Ranks
 from crossearth_sar.engine.objectives.segmentation import Segmentation
-from crossearth_sar.engine.output_folder import claim
 from crossearth_sar.engine.stopping import StopRequest
 from crossearth_sar.engine.sweep.report import write_sweep_report
 from crossearth_sar.engine.sweep.settings import SweepConfig, read_sweep, require_score, trial_config
 from crossearth_sar.engine.sweep.study import Study, Trial
 from crossearth_sar.errors import InputError
+from crossearth_sar.folder_lock import FolderLock
 
 FAILED_TRIALS = 3
 """In a row end a sweep: what fails so often is not the settings' fault."""
@@ -69,13 +69,12 @@ def sweep(config: RunConfig, arguments: argparse.Namespace, command: str) -> int
             f"{output} holds a run", expected="a folder for the sweep", fix="--set output=runs/sweep"
         )
     require_score(space.maximize, Segmentation(config, ALONE).classes.names)
-    held = claim(output, ALONE)
-    stop = StopRequest()
-    try:
-        return Sweep(config, space, [command, *_plugins(arguments)], stop).run()
-    finally:
-        stop.restore()
-        held.release()
+    with FolderLock(output, f"{command} --sweep"):
+        stop = StopRequest()
+        try:
+            return Sweep(config, space, [command, *_plugins(arguments)], stop).run()
+        finally:
+            stop.restore()
 
 
 class Sweep:
@@ -123,7 +122,9 @@ class Sweep:
         started = time.monotonic()
         status = 0
         if not (folder / "report.md").is_file():  # else all but the word of it was done
-            claim(folder, ALONE).release()  # refused where it is still running, of a sweep that was killed
+            # Refused where it is still running, of a sweep that was killed.
+            FolderLock(folder, self.command[0]).release()
+            folder.mkdir(exist_ok=True)
             file = folder / "trial.yaml"
             write_yaml(trial_config(self.config, trial.values, folder), file)
             status = self._process(["--config", str(file), "--resume"], folder / "log.txt")

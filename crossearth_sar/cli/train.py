@@ -24,6 +24,7 @@ from crossearth_sar.cli.running import add_resume_argument, carry_out
 from crossearth_sar.cli.sweep import add_sweep_argument, sweep
 from crossearth_sar.engine.config import DOMAINS, RunConfig, simulated_run
 from crossearth_sar.engine.planning.layout import deepspeed_config, plan_layout, run_model_config
+from crossearth_sar.whole import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
         return write_deepspeed_json(config, arguments.write_deepspeed, arguments.ranks)
     if arguments.sweep is not None:
         return sweep(config, arguments, "train")
-    return carry_out(config, arguments.resume)
+    return carry_out(config, arguments.resume, "train")
 
 
 def write_deepspeed_json(config: RunConfig, file: str, ranks: int) -> int:
     """The json that a run of `config` on that many GPUs hands to DeepSpeed, after the checks of the run."""
     layout = plan_layout(config, run_model_config(config, num_classes=1), ranks=ranks, on_gpu=True)
-    Path(file).write_text(json.dumps(deepspeed_config(config, layout), indent=2) + "\n", encoding="utf-8")
+    write_text(Path(file), json.dumps(deepspeed_config(config, layout), indent=2) + "\n")
     return 0

@@ -13,12 +13,15 @@ import os
 import socket
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
 
 from crossearth_sar.engine.distributed import of_all_ranks
+from crossearth_sar.errors import InputError
+from crossearth_sar.folder_lock import FolderLock
 
 WAIT_FOR_WORDS_S = 5.0
 _LOST_CONNECTION = (
@@ -46,10 +49,13 @@ def meet_peers() -> list[Peer]:
     return of_all_ranks(Peer(rank, socket.gethostname(), os.getpid()))
 
 
-def remove_old_words(output: Path) -> None:
-    """Of an earlier run in this folder."""
-    for path in output.glob("failure-rank*.txt"):
-        path.unlink()
+def remove_old_words(output: Path, owner: str) -> None:
+    """Of an earlier run of the command `owner` in this folder; those of a live one, or another's, stay."""
+    old = sorted(output.glob("failure-rank*.txt"))
+    if old:
+        with suppress(InputError), FolderLock(output, owner):  # a refusal is said when the run takes it
+            for path in old:
+                path.unlink()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from crossearth_sar.whole import NotWritten
+
 logger = logging.getLogger("crossearth_sar")
 
 Row = Mapping[str, float | int | str]
@@ -83,8 +85,9 @@ def told_if_lost(what: str) -> Iterator[None]:
     pictures, never the run."""
     try:
         yield
-    except OSError as error:
-        logger.warning("%s cannot be written: %s", what, error.strerror or error)
+    except (OSError, NotWritten) as error:
+        why = error if isinstance(error, OSError) else error.__cause__
+        logger.warning("%s cannot be written: %s", what, getattr(why, "strerror", None) or why)
 
 
 class TensorBoard:

@@ -72,15 +72,17 @@ class Run:
     def checkpoints(self) -> Path:
         return self.output / "checkpoints"
 
-    def start(self, resume: str | None = None) -> None:
+    def start(self, resume: str | None = None, owner: str = "train") -> None:
         """Takes the folder and builds what trains; with `resume`, "auto" or a checkpoint's path, restores it.
 
-        "auto" takes the newest complete checkpoint of the output folder, or none if there is none.
+        "auto" takes the newest complete checkpoint of the output folder, or none if there is none. owner: the
+        command that the folder is of.
 
         Raises:
-            InputError: on all ranks, where the folder is another job's or a checkpoint does not fit.
+            InputError: on all ranks, where the folder is another job's or command's, or a checkpoint does
+                not fit.
         """
-        self._claim = claim(self.output, self.ranks)
+        self._claim = claim(self.output, self.ranks, owner)
         checkpoint = decided_by_main(lambda: self._found(resume), self.ranks)
         self.executor.start(self.objective.build, from_start=checkpoint is None)
         if checkpoint is not None:

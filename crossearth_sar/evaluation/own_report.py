@@ -17,9 +17,11 @@ from crossearth_sar.data.sample import ClassTable
 from crossearth_sar.evaluation.bootstrap import DRAWS, Interval, difference_interval, miou_interval
 from crossearth_sar.evaluation.class_mapping import ClassMapping
 from crossearth_sar.evaluation.image_scores import ImageScores
+from crossearth_sar.evaluation.markdown import write_markdown
 from crossearth_sar.evaluation.metrics import absent_words
 from crossearth_sar.evaluation.probe.report import probe_lines
 from crossearth_sar.evaluation.probe.row import ProbeRow
+from crossearth_sar.whole import table, write_text
 
 REPORT, METRICS = "README.md", "metrics.json"
 
@@ -86,7 +88,7 @@ def write_own_report(
     """
     found = [score.to_mapping() for score in scores]
     content = {"provenance": dict(about), "absent": dict(absent), "scores": found}
-    (output / METRICS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(output / METRICS, json.dumps(content, indent=1) + "\n")
     _write_csv(
         output / "classes.csv", ["model", "domain", "class", *RATES, "target_share"], _class_rows(found)
     )
@@ -97,9 +99,7 @@ def write_own_report(
         names = mapping["classes"]
         rows = [[name, *row] for name, row in zip(names, mapping["confusion"], strict=True)]
         _write_csv(output / f"confusion-{score.slug}.csv", ["label \\ predicted", *names], rows)
-    path = output / REPORT
-    path.write_text(_readme(scores, found, about, absent, probes), encoding="utf-8")
-    return path
+    return write_markdown(output / REPORT, _readme(scores, found, about, absent, probes))
 
 
 def _class_rows(found: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
@@ -226,7 +226,7 @@ def _class_table(here: Sequence[tuple[OwnScore, Mapping[str, Any]]]) -> list[str
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with table(path) as file:
         writer = csv.writer(file)
         writer.writerow(head)
         writer.writerows(rows)

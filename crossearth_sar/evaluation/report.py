@@ -18,8 +18,10 @@ from typing import Any
 
 from crossearth_sar.data.sample import ClassTable
 from crossearth_sar.evaluation.figures.canvas import DPI
+from crossearth_sar.evaluation.markdown import write_markdown
 from crossearth_sar.evaluation.protocol import BenchmarkScore
 from crossearth_sar.evaluation.registry import BENCHMARKS, Benchmark, PaperMethod, paper_methods
+from crossearth_sar.whole import table, write_text
 
 PAPER_MARK = "†"
 """Stands beside every number that is the paper's."""
@@ -92,10 +94,8 @@ def write_tables(
             for method in paper_methods()
         },
     }
-    (folder / "results.json").write_text(
-        json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+    write_text(folder / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    with table(folder / "results.csv") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "benchmark", "miou_percent", "origin"])
         for score in scores:
@@ -104,7 +104,7 @@ def write_tables(
             found = {s.row.key: method.scores[s.row.key] for s in scores if s.row.key in BENCHMARKS}
             writer.writerows([method.name, key, value, "paper"] for key, value in found.items())
     for score in scores:
-        with (folder / f"confusion-{score.row.slug}.csv").open("w", newline="", encoding="utf-8") as file:
+        with table(folder / f"confusion-{score.row.slug}.csv") as file:
             writer = csv.writer(file)
             names = score.row.classes.classes.names
             writer.writerow(["target \\ predicted", *names])
@@ -112,14 +112,14 @@ def write_tables(
                 [label, *counts] for label, counts in zip(names, score.confusion.counts.tolist(), strict=True)
             )
     _write_experts(folder, scores)
-    (folder / "results.md").write_text(_markdown(name, scores, about, absent), encoding="utf-8")
+    write_markdown(folder / "results.md", _markdown(name, scores, about, absent))
 
 
 def _write_experts(folder: Path, scores: Sequence[BenchmarkScore]) -> None:
     sparse = [score for score in scores if score.expert_share_LE.numel()]
     if not sparse:
         return
-    with (folder / EXPERTS_TABLE).open("w", newline="", encoding="utf-8") as file:
+    with table(folder / EXPERTS_TABLE) as file:
         writer = csv.writer(file)
         writer.writerow(["benchmark", "layer", "expert", "share"])
         for score in sparse:
@@ -180,9 +180,7 @@ def write_html(
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style>'
         f"<body>{''.join(parts)}</body></html>\n"
     )
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_text(folder / "report.html", page)
 
 
 def _comparison(name: str, scores: Sequence[BenchmarkScore]) -> tuple[list[str], list[list[str]]]:

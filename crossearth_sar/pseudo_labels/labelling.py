@@ -17,10 +17,8 @@ G groups of teacher classes: the seven classes, then everything that is ignored.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +39,7 @@ from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.pseudo_labels.pairs import Pair
 from crossearth_sar.pseudo_labels.teachers import Teacher
 from crossearth_sar.spacing import evenly_spaced
+from crossearth_sar.whole import aside, write_text
 
 Unmapped = Literal["background", "ignore"]
 
@@ -381,20 +380,9 @@ def _short(value: Any) -> str:
 
 
 def _write_png(path: Path, values: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, format="PNG")
-    _write_atomically(path, buffer.getvalue())
+    with aside(path) as part:
+        Image.fromarray(values).save(part, format="PNG")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, json.dumps(content, indent=1) + "\n")

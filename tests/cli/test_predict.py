@@ -19,6 +19,7 @@ from crossearth_sar.data.files.fill import fill_unmeasured
 from crossearth_sar.data.files.readers import read_bands
 from crossearth_sar.device import checked_device
 from crossearth_sar.evaluation.calibration import store_temperature
+from crossearth_sar.folder_lock import LOCK_FILE
 
 ALL = ["--images", "data/*/*.*", "--values", "amplitude", "--normalize", "domain"]
 
@@ -92,7 +93,7 @@ def test_finished_maps_are_left_alone_and_statistics_kept(
 ) -> None:
     assert run(*ALL) == 0
     first = {path: path.read_bytes() for path in (place / "maps").rglob("*.*") if path.is_file()}
-    assert len(first) == 4
+    assert len(first) == 5, "with the lock"
     other = Image.fromarray(np.full((50, 70), 2, np.uint8))  # as whole as ours
     other.save(place / "maps" / "a" / "one.png")
     finished = (place / "maps" / "a" / "one.png").read_bytes()
@@ -148,6 +149,7 @@ def test_one_bad_image_does_not_stop_the_others(
     assert "no map: data/a/empty.npy has no valid pixel" in said.err
     assert "2 of 3 maps in maps" in said.out
     assert sorted(path.name for path in (place / "maps").iterdir()) == [
+        LOCK_FILE,
         "one.png",
         "prediction.json",
         "two.png",

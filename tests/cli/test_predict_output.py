@@ -22,6 +22,7 @@ from crossearth_sar.cli.map_names import has_rasterio
 from crossearth_sar.cli.progress import Progress
 from crossearth_sar.cli.shards import Shard, device_of_rank, shard_of
 from crossearth_sar.data.files.readers import read_bands
+from crossearth_sar.folder_lock import LOCK_FILE
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def run(*arguments: str, images: str = "data/*.*", output: str = "maps") -> int:
 
 
 def files(folder: str) -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir())
+    return sorted(path.name for path in Path(folder).iterdir() if path.name != LOCK_FILE)
 
 
 def test_a_stopped_scene_goes_on(

@@ -20,7 +20,7 @@ from crossearth_sar import load_model
 from crossearth_sar.cli import sweep as command
 from crossearth_sar.cli.main import main
 from crossearth_sar.config import read_yaml, write_yaml
-from crossearth_sar.engine.output_folder import LOCK_FILE
+from crossearth_sar.folder_lock import LOCK_FILE
 
 pytest.importorskip("optuna")
 SPACE: dict[str, Any] = {

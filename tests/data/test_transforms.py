@@ -65,6 +65,16 @@ def test_resized_labels_stay_within_a_pixel_of_the_image(seed: int) -> None:
     assert inside.any()
 
 
+def test_crops_reach_every_row_and_column() -> None:
+    """The last ones too, where a start off by one would leave a strip that nothing is learnt from."""
+    transform = TrainTransform(replace(GEOMETRY, scale_min=1.0, scale_max=1.0))
+    seen = torch.cat([transform(coordinates(50, 49), seeded(i))["image"].flatten(1) for i in range(60)], 1)
+    assert seen[0].unique().tolist() == list(range(1, 51))
+    assert seen[1].unique().tolist() == list(range(1, 50))
+    crops = [transform(coordinates(50, 49), seeded(i))["image"][0] for i in range(60)]
+    assert {float(crop.max()) for crop in crops} == {48.0, 49.0, 50.0}, "each start is drawn"
+
+
 def test_both_flips_happen_about_half_the_time() -> None:
     sample = coordinates(48, 48)
     transform = TrainTransform(replace(GEOMETRY, scale_min=1.0, scale_max=1.0))

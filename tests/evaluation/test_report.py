@@ -49,7 +49,7 @@ def test_tables(tmp_path: Path) -> None:
     assert {origin for method, *_, origin in rows if method == "<ours>"} == {"measured"}
     assert {origin for method, *_, origin in rows if method != "<ours>"} == {"paper"}
     markdown = (tmp_path / "results.md").read_text()
-    assert "| <ours> |  | 100.0 | 100.0 | 100.0 | 100.0 |" in markdown
+    assert "| &lt;ours> |  | 100.0 | 100.0 | 100.0 | 100.0 |" in markdown
     assert "| CrossEarth-SAR-L † | ViT-L (1.3B, 300M active) | 37.8 | 52.4 | 38.1 | 42.8 |" in markdown
     assert "| background (not scored) | 100.0 |" in markdown
     assert "W2D: WHU-OPT-SAR is not at /data" in markdown

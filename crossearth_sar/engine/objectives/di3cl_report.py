@@ -20,10 +20,12 @@ from crossearth_sar.engine.objectives.di3cl_probe import ProbeDomains, probe_lin
 from crossearth_sar.evaluation.figures.curves import curves_figure
 from crossearth_sar.evaluation.figures.features import Panel, enlarged, heat, panels_figure, principal_colors
 from crossearth_sar.evaluation.figures.predictions import gray_db
+from crossearth_sar.evaluation.markdown import write_markdown
 from crossearth_sar.provenance import provenance
 from crossearth_sar.selfsup.di3cl import DI3CL
 from crossearth_sar.selfsup.pairs import Pair, join_pairs
 from crossearth_sar.selfsup.regions import region_means
+from crossearth_sar.whole import write_text
 
 LOSS_WINDOW = 20
 """Steps at either end of a run whose means are compared."""
@@ -63,9 +65,10 @@ def write_report(
         found = probe_rows(probe, model.encoder, config.seed)
         metrics["probe"] = [row.to_mapping() for row in found]
     lines = _lines(metrics, config, probe_lines(found) if probe is not None else [])
-    for name, text in {"metrics.json": json.dumps(metrics, indent=2) + "\n", "report.md": lines}.items():
-        with told_if_lost(name):
-            (output / name).write_text(text, encoding="utf-8")
+    with told_if_lost("metrics.json"):
+        write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    with told_if_lost("report.md"):
+        write_markdown(output / "report.md", lines)
     with told_if_lost("pictures"):
         _draw(output, config, model, rows, pairs)
     print(f"\n{lines}\nAll of it is in {output}/", flush=True)

@@ -25,10 +25,12 @@ from crossearth_sar.evaluation.baselines import (
 )
 from crossearth_sar.evaluation.evaluate import Evaluation, predict_sample
 from crossearth_sar.evaluation.figures import curves_figure, expert_share_figure, prediction_figure
+from crossearth_sar.evaluation.markdown import write_markdown
 from crossearth_sar.evaluation.metrics import ConfusionMatrix, absent_words
 from crossearth_sar.model import CrossEarthSAR
 from crossearth_sar.provenance import provenance
 from crossearth_sar.spacing import evenly_spaced
+from crossearth_sar.whole import write_text
 
 LOSS_WINDOW = 20
 """Steps at either end of a run whose mean loss is compared."""
@@ -74,12 +76,13 @@ def write_report(
     report = _report(metrics, config.preset, domains.train.name)
     texts = {
         "metrics.json": json.dumps(metrics, indent=2) + "\n",
-        "report.md": report,
         "parameters.txt": f"{config.mode}: {counts}\n",
     }
     for name, text in texts.items():
         with told_if_lost(name):
-            (output / name).write_text(text, encoding="utf-8")
+            write_text(output / name, text)
+    with told_if_lost("report.md"):
+        write_markdown(output / "report.md", report)
     if train_rows:
         with told_if_lost("curves.png"):
             validated = _columns(validation) or None

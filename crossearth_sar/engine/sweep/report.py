@@ -10,7 +10,9 @@ from typing import Any
 
 from crossearth_sar.engine.sweep.settings import SweepConfig
 from crossearth_sar.engine.sweep.study import Trial
+from crossearth_sar.evaluation.markdown import write_markdown
 from crossearth_sar.provenance import provenance
+from crossearth_sar.whole import table
 
 
 def write_sweep_report(folder: Path, sweep: SweepConfig, trials: Sequence[Trial]) -> str:
@@ -21,7 +23,7 @@ def write_sweep_report(folder: Path, sweep: SweepConfig, trials: Sequence[Trial]
     """
     ranked = sorted(trials, key=lambda trial: (trial.score is None, -(trial.score or 0.0), trial.number))
     rows = [_row(trial, sweep) for trial in ranked]
-    with (folder / "trials.csv").open("w", encoding="utf-8", newline="") as file:
+    with table(folder / "trials.csv") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -44,7 +46,7 @@ def write_sweep_report(folder: Path, sweep: SweepConfig, trials: Sequence[Trial]
         "",
     ]
     text = "\n".join(lines)
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    write_markdown(folder / "report.md", text)
     return text
 
 

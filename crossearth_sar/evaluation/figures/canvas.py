@@ -20,6 +20,7 @@ from matplotlib.legend import Legend
 from numpy.typing import NDArray
 
 from crossearth_sar.errors import InputError
+from crossearth_sar.whole import aside
 
 Floats = NDArray[np.float64]
 
@@ -112,6 +113,6 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise InputError("pictures are written as PNG", got=str(path), expected="a path that ends in .png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    with aside(path) as part:
+        figure.savefig(part, format="png")
     return path

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from crossearth_sar.evaluation.bootstrap import DRAWS, Interval
+from crossearth_sar.evaluation.markdown import write_markdown
 from crossearth_sar.evaluation.probe.row import ProbeRow
+from crossearth_sar.whole import table, write_text
 
 REPORT, TABLE, FOUND = "README.md", "probes.csv", "probes.json"
 
@@ -45,8 +47,8 @@ def write_probe_report(
     """
     output.mkdir(parents=True, exist_ok=True)
     content = {"provenance": dict(about), "rows": [_mapping(row) for row in rows]}
-    (output / FOUND).write_text(json.dumps(content) + "\n", encoding="utf-8")
-    with (output / TABLE).open("w", newline="", encoding="utf-8") as file:
+    write_text(output / FOUND, json.dumps(content) + "\n")
+    with table(output / TABLE) as file:
         writer = csv.writer(file)
         writer.writerow(["test", "method", "encoder", "labels", "images", "seed", "miou"])
         for row in rows:
@@ -55,9 +57,7 @@ def write_probe_report(
             writer.writerows([*first, seed, "" if math.isnan(v) else f"{v:.6f}"] for seed, v in pairs)
     lines = ["# Probes", "", *probe_lines(rows, floor=floor)]
     lines += ["", "; ".join(f"{key} {value}" for key, value in about.items())]
-    path = output / REPORT
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    return write_markdown(output / REPORT, "\n".join(lines) + "\n")
 
 
 def probe_lines(rows: Sequence[ProbeRow], *, floor: str | None = None, level: str = "##") -> list[str]:

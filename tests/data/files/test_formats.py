@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,28 @@ def test_truncated_files_are_found_by_their_headers_too(
         for read in (read_image, read_shape):
             with pytest.raises(InputError, match=rf"(?s)cannot read .*{name}.*{length} bytes.*get it anew"):
                 read(path)
+
+
+def test_a_chain_of_pages_that_leads_out_of_the_file_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not read as an image of the bands before it, all of whose pixels are there."""
+    caplog.set_level(logging.CRITICAL, "tifffile")
+    path = tmp_path / "pages.tif"
+    WRITERS["pages.tif"](path)
+    with tifffile.TiffFile(path) as tiff:
+        first, second = tiff.pages[0].offset, tiff.pages[1].offset
+    content = bytearray(path.read_bytes())
+    (tags,) = struct.unpack_from("<H", content, first)
+    place = first + 2 + 12 * tags
+    assert struct.unpack_from("<I", content, place) == (second,)
+    struct.pack_into("<I", content, place, len(content) + 10)
+    path.write_bytes(content)
+    for read in (read_image, read_shape):
+        with pytest.raises(
+            InputError, match=r"(?s)cannot read .*pages\.tif.*a further page is promised at byte"
+        ):
+            read(path)
 
 
 @pytest.mark.parametrize("name", WRITERS)

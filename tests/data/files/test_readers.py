@@ -38,6 +38,16 @@ def test_nodata_tag_of_gdal_is_read_in_the_files_precision(tmp_path: Path) -> No
     assert read_image(tmp_path / "a.tif", bands=(0,)).valid[3, 4], "band 1 was not kept"
 
 
+@pytest.mark.parametrize("text", ["0.1", "-3.40282346638529e+38"])
+def test_nodata_of_fewer_digits_than_the_pixels_have(text: str, tmp_path: Path) -> None:
+    """As float32 they are one number, as float64 two."""
+    values = np.full((4, 4), 7, np.float32)
+    values[1, 2] = np.float32(text)
+    assert float(values[1, 2]) != float(text)
+    write_with_nodata(tmp_path / "a.tif", values, text)
+    assert np.argwhere(~read_image(tmp_path / "a.tif").valid).tolist() == [[1, 2]]
+
+
 def test_nodata_argument_goes_over_the_tag(tmp_path: Path) -> None:
     values = np.full((20, 31), 5, np.uint16)
     values[0, 0], values[1, 1] = 0, 9

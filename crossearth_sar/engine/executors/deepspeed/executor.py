@@ -23,12 +23,14 @@ from crossearth_sar.engine.executors.deepspeed.optimizer_state import (
     gather_masters,
     set_weight,
 )
+from crossearth_sar.engine.log import told_if_lost
 from crossearth_sar.engine.optim import make_optimizer
 from crossearth_sar.engine.planning.layout import (
     Layout,
     check_machine,
     deepspeed_config,
 )
+from crossearth_sar.whole import write_text
 
 
 class DeepSpeedExecutor:
@@ -140,7 +142,8 @@ class DeepSpeedExecutor:
         if not self.ranks.is_main:
             return
         text = json.dumps(deepspeed_config(self.config, self.layout), indent=2)
-        (output / "deepspeed.json").write_text(text + "\n", encoding="utf-8")
+        with told_if_lost("deepspeed.json"):
+            write_text(output / "deepspeed.json", text + "\n")
 
 
 @contextlib.contextmanager
