@@ -4,7 +4,6 @@
 
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "ffn_cpu.h"
 
@@ -28,12 +27,12 @@ const FfnKernels& kernels_called(const std::string& name) {
 }
 
 // Best first.
-std::vector<std::string> instruction_sets_here() {
-    std::vector<std::string> names;
+py::tuple instruction_sets_here() {
+    py::list names;
     for (const NamedKernels& kernels : kInstructionSets) {
-        if (kernels.find()) names.emplace_back(kernels.name);
+        if (kernels.find()) names.append(kernels.name);
     }
-    return names;
+    return py::tuple(names);
 }
 
 template <typename T>
