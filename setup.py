@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: where `kernels/` goes, and how the descriptors' extension is built.
+"""What pyproject.toml cannot say: where `kernels/` goes, and how the extension is built.
 
 `kernels/` is installed as crossearth_sar.kernels. The symlink crossearth_sar/kernels -> ../kernels makes the
 same import work in a checkout; `kernels/` has no __init__.py, so that it never shadows a top-level package of
@@ -115,6 +115,11 @@ extension = Pybind11Extension(
     [
         "csrc/binding.cpp",
         "csrc/descriptors_cpu.cpp",
+        "csrc/ffn_avx2.cpp",
+        "csrc/ffn_avx512.cpp",
+        "csrc/ffn_backward.cpp",
+        "csrc/ffn_binding.cpp",
+        "csrc/ffn_forward.cpp",
         "csrc/row_kernels.cpp",
         "csrc/scale_free_cpu.cpp",
         "csrc/scale_free_rows.cpp",
@@ -122,6 +127,11 @@ extension = Pybind11Extension(
     depends=[
         "csrc/descriptor_math.h",
         "csrc/descriptors.h",
+        "csrc/ffn_binding.h",
+        "csrc/ffn_cpu.h",
+        "csrc/ffn_jobs.h",
+        "csrc/ffn_kernels.h",
+        "csrc/ffn_tiles.h",
         "csrc/row_kernels.h",
         "csrc/instruction_sets.h",
         "csrc/scale_free.h",

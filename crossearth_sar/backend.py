@@ -20,7 +20,7 @@ from crossearth_sar.kernels.probe import triton_status
 
 logger = logging.getLogger("crossearth_sar")
 
-MOE_BACKENDS = ("reference", "triton", "megablocks", "grouped_mm")
+MOE_BACKENDS = ("reference", "cpu", "triton", "megablocks", "grouped_mm")
 DESCRIPTOR_BACKENDS = ("fused", "reference")
 
 
@@ -34,11 +34,13 @@ class BackendStatus:
 
 
 class ExtensionStatus(NamedTuple):
-    """Whether the C++ extension can be used, the reason in words, and whether it has its CUDA half."""
+    """Whether the C++ extension can be used, the reason in words, whether it has its CUDA half, and the
+    instruction sets that its experts can use here, best first."""
 
     usable: bool
     reason: str
     has_cuda: bool
+    instruction_sets: tuple[str, ...] = ()
 
 
 TRITON_MEASURED = False
@@ -56,7 +58,16 @@ AUTO_DTYPES = {
 
 
 KERNEL_EXPERTS = "ffn"
-"""The one expert type that the Triton kernels know."""
+"""The one expert type that the Triton kernels and the experts in C++ know."""
+
+
+CPU_ACTIVATION = "gelu"
+"""The one activation that the experts in C++ know."""
+
+
+CPU_WIDEST_AUTO = 384
+"""So wide are tokens, at most, where "auto" takes the experts in C++: there they are the faster; at 768 and 1024
+torch's products are, with the backward (bench/reports/moe-layer-cpu)."""
 
 
 KERNEL_MAX_EXPERTS = 64
@@ -64,9 +75,13 @@ KERNEL_MAX_EXPERTS = 64
 
 
 def moe_backend_status(
-    dim: int = 16, hidden_dim: int = 16, expert_kind: str = KERNEL_EXPERTS, num_experts: int = 1
+    dim: int = 16,
+    hidden_dim: int = 16,
+    expert_kind: str = KERNEL_EXPERTS,
+    num_experts: int = 1,
+    activation: str | None = CPU_ACTIVATION,
 ) -> list[BackendStatus]:
-    """Every known MoE backend for so many experts of these widths and this type, best first."""
+    """Every known MoE backend for so many experts of these widths, type and activation, best first."""
     triton_usable, triton_reason = triton_status()
     if expert_kind != KERNEL_EXPERTS:
         triton_usable, triton_reason = (
@@ -84,10 +99,35 @@ def moe_backend_status(
     grouped_mm = BackendStatus("grouped_mm", *_grouped_mm_status(dim, hidden_dim))
     megablocks = BackendStatus("megablocks", *_megablocks_status())
     reference = BackendStatus("reference", True, "pure torch: sorted tokens, a few GEMMs per expert")
+    cpu = BackendStatus("cpu", *_cpu_status(dim, hidden_dim, expert_kind, activation))
     if not torch.cuda.is_available():
-        return [reference, grouped_mm, triton, megablocks]
+        first = [cpu, reference] if dim <= CPU_WIDEST_AUTO else [reference, cpu]
+        return [*first, grouped_mm, triton, megablocks]
     plain = [grouped_mm, reference] if _has_grouped_gemm() else [reference, grouped_mm]
-    return [triton, *plain, megablocks] if TRITON_MEASURED else [*plain, triton, megablocks]
+    best = [triton, *plain] if TRITON_MEASURED else [*plain, triton]
+    return [*best, megablocks, cpu]
+
+
+def _cpu_status(dim: int, hidden_dim: int, expert_kind: str, activation: str | None) -> tuple[bool, str]:
+    if expert_kind != KERNEL_EXPERTS:
+        return False, f"its experts in C++ are of type 'ffn', not {expert_kind!r}"
+    if activation not in (CPU_ACTIVATION, None):  # None is a type's default
+        return False, f"its experts in C++ have the activation 'gelu', not {activation!r}"
+    extension = extension_status()
+    if not extension.usable:
+        return False, extension.reason
+    if not extension.instruction_sets:
+        return False, "its experts in C++ need AVX2 or AVX-512, and an extension that GCC built"
+    if dim % 16 or hidden_dim % 16:
+        return False, f"needs widths that 16 divides, not {dim} and {hidden_dim}"
+    what = f"C++, {extension.instruction_sets[0]}: products and GELU in one pass"
+    return True, f"{what}; float32 on a CPU, by itself up to C = {CPU_WIDEST_AUTO}"
+
+
+def moe_backend_on_cpu(dim: int, hidden_dim: int, expert_kind: str, activation: str | None) -> str:
+    """What "auto" takes for tokens on a CPU in float32: "cpu" where it works and is the faster."""
+    usable, _ = _cpu_status(dim, hidden_dim, expert_kind, activation)
+    return "cpu" if usable and dim <= CPU_WIDEST_AUTO else "reference"
 
 
 def _grouped_mm_status(dim: int, hidden_dim: int) -> tuple[bool, str]:
@@ -141,7 +181,8 @@ def extension_status() -> ExtensionStatus:
         reason = f"the C++ extension is not built ({error}): pip install . where a C++17 compiler is"
         return ExtensionStatus(False, reason, False)
     built = "C++ and CUDA" if extension.has_cuda else "C++, built without CUDA"
-    return ExtensionStatus(True, f"one pass over the image; {built}", bool(extension.has_cuda))
+    sets = tuple(extension.ffn_instruction_sets())
+    return ExtensionStatus(True, f"one pass over the image; {built}", bool(extension.has_cuda), sets)
 
 
 def resolve_moe_backend(
@@ -150,18 +191,27 @@ def resolve_moe_backend(
     hidden_dim: int = 16,
     expert_kind: str = KERNEL_EXPERTS,
     num_experts: int = 1,
+    activation: str | None = CPU_ACTIVATION,
 ) -> str:
-    """The MoE backend that `requested` means here, for so many experts of these widths and this type.
+    """The MoE backend that `requested` means here, for so many experts of these widths, type and activation.
 
     Raises:
         InputError: for an unknown name, or one asked for by name that does not work here.
     """
-    return _resolve("MoE", requested, tuple(moe_backend_status(dim, hidden_dim, expert_kind, num_experts)))
+    statuses = moe_backend_status(dim, hidden_dim, expert_kind, num_experts, activation)
+    return _resolve("MoE", requested, tuple(statuses))
 
 
-def auto_moe_backend_for_call(resolved: str, device_type: str, dtype: torch.dtype) -> str:
-    """What runs a call of a layer whose "auto" is `resolved`, by where its tokens are and their dtype."""
-    if device_type != "cuda":
+def auto_moe_backend_for_call(
+    resolved: str, device_type: str, dtype: torch.dtype, on_cpu: str = "reference"
+) -> str:
+    """What runs a call of a layer whose "auto" is `resolved`, by where its tokens are and their dtype.
+
+    on_cpu: what `moe_backend_on_cpu` says of the layer.
+    """
+    if device_type == "cpu":
+        return on_cpu if dtype == torch.float32 else "reference"
+    if device_type != "cuda" or resolved == "cpu":
         return "reference"
     if dtype in AUTO_DTYPES.get(resolved, (dtype,)):
         return resolved

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "descriptors.h"
+#include "ffn_binding.h"
 #include "scale_free.h"
 #ifdef CROSSEARTH_CUDA
 #include "descriptors_cuda.h"
@@ -50,7 +51,7 @@ MapOptions map_options_of(int num_bins, int patch_size, bool include_flat) {
 }  // namespace
 
 PYBIND11_MODULE(_descriptors, module) {
-    module.doc() = "Fused SAR descriptors; use crossearth_sar.sar_descriptors.";
+    module.doc() = "Fused SAR descriptors and experts; use crossearth_sar.sar_descriptors and PhysicsGuidedMoE.";
     py::class_<ImageBatch>(module, "ImageBatch")
         .def(py::init(&batch_of), py::arg("data"), py::arg("pixel_type"), py::arg("images"), py::arg("height"),
              py::arg("width"), py::arg("stride_image"), py::arg("stride_row"), py::arg("stride_column"));
@@ -88,6 +89,7 @@ PYBIND11_MODULE(_descriptors, module) {
                                     reinterpret_cast<float*>(map), reinterpret_cast<std::int64_t*>(nonfinite));
         },
         py::call_guard<py::gil_scoped_release>());
+    bind_ffn(module);
 #ifdef CROSSEARTH_CUDA
     module.attr("has_cuda") = true;
     module.def("cuda_device_count", &cuda_device_count);

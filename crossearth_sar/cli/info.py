@@ -11,8 +11,11 @@ import torch
 
 from crossearth_sar.backend import (
     AUTO_DTYPES,
+    CPU_ACTIVATION,
+    KERNEL_EXPERTS,
     BackendStatus,
     descriptor_backend_status,
+    moe_backend_on_cpu,
     moe_backend_status,
 )
 from crossearth_sar.version import __version__
@@ -69,7 +72,8 @@ def _moe_lines(statuses: list[BackendStatus]) -> list[str]:
     if dtypes is not None:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         title += f" in {names}, else 'reference'"
-    return [title, *rest, "  tokens on a CPU: 'auto' is 'reference'"]
+    on_cpu = moe_backend_on_cpu(16, 16, KERNEL_EXPERTS, CPU_ACTIVATION)
+    return [title, *rest, f"  tokens on a CPU: 'auto' is {on_cpu!r} in float32, else 'reference'"]
 
 
 def _chosen(statuses: list[BackendStatus]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from crossearth_sar.backend import auto_moe_backend_for_call, resolve_moe_backend
+from crossearth_sar.backend import auto_moe_backend_for_call, moe_backend_on_cpu, resolve_moe_backend
 from crossearth_sar.errors import InputError
 from crossearth_sar.moe.backends import BACKENDS, REFERENCE, Backend
 from crossearth_sar.moe.expert_spec import ExpertSpec
@@ -41,9 +41,9 @@ class PhysicsGuidedMoE(nn.Module):
         gate: "normalized" (eq. 9) | "straight_through" | "probability", see PhysicsGuidedRouter.
         activation: of the default experts: "gelu" | "gelu_tanh" | "relu".
         expert: what an expert is, its activation included; None is linear, `activation`, linear.
-        backend: "auto" | "reference" | "triton" | "megablocks" | "grouped_mm", resolved here, once.
-            "auto" takes the best that works for tokens on a GPU, and the reference for tokens on a CPU and in
-            a dtype that the best is not made for. A backend asked for by name is never replaced.
+        backend: "auto" | "reference" | "cpu" | "triton" | "megablocks" | "grouped_mm", resolved here, once.
+            "auto" takes the best that works for tokens where they are, and the reference in a dtype that the
+            best is not made for. A backend asked for by name is never replaced.
         device, dtype: of the parameters. On "meta" nothing is drawn: `to_empty(device=…)` is to follow, then
             `reset_parameters()` or a state dict.
 
@@ -69,7 +69,9 @@ class PhysicsGuidedMoE(nn.Module):
         super().__init__()
         hidden_dim = hidden_dim or 4 * dim
         spec = _spec(expert, activation)
-        self.backend = BACKENDS[resolve_moe_backend(backend, dim, hidden_dim, spec.kind, num_experts)]
+        sizes = (dim, hidden_dim, spec.kind)
+        self.backend = BACKENDS[resolve_moe_backend(backend, *sizes, num_experts, spec.activation)]
+        self.backend_on_cpu = moe_backend_on_cpu(*sizes, spec.activation)
         self.is_auto = backend == "auto"
         self.router = PhysicsGuidedRouter(
             dim,
@@ -133,7 +135,9 @@ class PhysicsGuidedMoE(nn.Module):
         """What runs a call with these tokens: the one decision that they meet."""
         if not self.is_auto:
             return self.backend
-        name = auto_moe_backend_for_call(self.backend.name, x_BTD.device.type, compute_dtype(x_BTD))
+        name = auto_moe_backend_for_call(
+            self.backend.name, x_BTD.device.type, compute_dtype(x_BTD), self.backend_on_cpu
+        )
         return BACKENDS[name]
 
     def extra_repr(self) -> str:
