@@ -66,8 +66,8 @@ CPU_ACTIVATION = "gelu"
 
 
 CPU_WIDEST_AUTO = 384
-"""So wide are tokens, at most, where "auto" takes the experts in C++: there they are the faster; at 768 and 1024
-torch's products are, with the backward (bench/reports/moe-layer-cpu)."""
+"""So wide are tokens, at most, where "auto" takes the experts in C++: there they are the faster; at 768 and
+1024, with the backward, torch's products are (bench/reports/moe-layer-cpu)."""
 
 
 KERNEL_MAX_EXPERTS = 64
@@ -158,7 +158,7 @@ def _megablocks_status() -> tuple[bool, str]:
 def descriptor_backend_status(device_type: str = "cpu") -> list[BackendStatus]:
     """Every known descriptor backend for images on "cpu" or "cuda", best first."""
     reference = BackendStatus("reference", True, "pure torch, about twenty passes over the image")
-    usable, reason, has_cuda = extension_status()
+    usable, reason, has_cuda, _ = extension_status()
     if device_type == "cpu" or not usable:
         return [BackendStatus("fused", usable, reason), reference]
     if not has_cuda:

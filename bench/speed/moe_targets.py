@@ -41,10 +41,14 @@ FUSED = "dense, torch.compile | dense, _addmm_activation"
 def _cpu() -> list[Target]:
     dense = "dense, eager"
     return [
-        Target(dense, FORWARD, 384, 1024, 1024, 0.95),
-        Target(dense, FORWARD, 384, 4096, UP, 1.25),
-        Target(dense, BOTH, 384, 1024, 1024, 0.9),
-        Target(dense, BOTH, 384, 4096, UP, 1.1),
+        Target(dense, FORWARD, 384, 1024, 1024, 1.0),
+        Target(dense, FORWARD, 384, 4096, UP, 1.15),
+        Target(dense, BOTH, 384, 1024, 1024, 0.95),
+        Target(dense, BOTH, 384, 4096, UP, 1.05),
+        Target("ours, reference", FORWARD, 768, 1024, UP, 1.0),
+        Target("ours, reference", BOTH, 768, 1024, UP, 1.0),
+        Target("ours, reference", FORWARD, 1024, 1024, UP, 1.0),
+        Target("ours, reference", BOTH, 1024, 1024, UP, 1.0),
         Target("DeepSpeed MoE", FORWARD, 384, 4096, 4096, 2.5),
         Target("DeepSpeed MoE", BOTH, 384, 4096, 4096, 2.5),
     ]
