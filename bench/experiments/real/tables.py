@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.experiments.real.curves import NOTE as CURVE_NOTE
+from bench.experiments.real.curves import curve_table
 from bench.experiments.real.few_labels import few_table
 from bench.experiments.real.scoring import BLOCK, RESAMPLES, Estimate, Store, drawn_scores, estimate
 from bench.experiments.real.sets import TASKS, RealSet
@@ -157,6 +159,7 @@ def report(store: Store, sets: Sequence[RealSet], out: Path, notes: Sequence[str
     found = store.all()
     rows = [line for row in sets if row.name in found for line in set_rows(row, found[row.name])]
     commits = sorted(set().union(*(row["commits"] for row in rows)))
+    curves = curve_table(found, sets)
     few = {part: few_table(found, sets, part) for part in ("miou", "water")}
     lines = [
         "Percent; in brackets a 95 % bootstrap interval over a set's images, "
@@ -167,11 +170,14 @@ def report(store: Store, sets: Sequence[RealSet], out: Path, notes: Sequence[str
         "Otsu looks at no label. The fixed threshold and the random forest learn from simulated scenes "
         "alone, at 10 m. Models of seven classes: water where the highest score is water's.",
         "Where the sets come from: docs/BENCHMARKS.md, «Real images».",
+        *([CURVE_NOTE] if curves else []),
         *([FEW_NOTE] if few["miou"] else []),
         *notes,
         f"The results' own commits: {', '.join(commits)}.",
     ]
     body = sections(rows)
+    if curves:
+        body += ["## mIoU of water and other against training time", "", *curves, ""]
     for part, title in (("miou", "mIoU of water and other"), ("water", "water IoU")):
         if few[part]:
             body += [f"## Few labels: {title}", "", *few[part], ""]
