@@ -1,4 +1,4 @@
-"""The experts in C++ under AddressSanitizer and UBSan, over random sizes, against a loop in double precision."""
+"""The experts in C++ under AddressSanitizer and UBSan, over random sizes, against a loop in float64."""
 
 from __future__ import annotations
 

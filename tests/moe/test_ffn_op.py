@@ -243,7 +243,7 @@ def test_auto_on_a_gpu_compiles_and_runs_in_every_dtype(
     """As if "auto" had taken grouped_mm, which torch compiles in bfloat16 only and lacks in float64."""
     real = layer_module.auto_moe_backend_for_call
     monkeypatch.setattr(
-        layer_module, "auto_moe_backend_for_call", lambda best, _, dtype: real(best, "cuda", dtype)
+        layer_module, "auto_moe_backend_for_call", lambda best, _, dtype, __: real(best, "cuda", dtype)
     )
     layer, x = PhysicsGuidedMoE(DIM, HIDDEN).to(dtype), torch.randn(1, 7, DIM, dtype=dtype)
     expected = layer.experts(x[0], None, REFERENCE.make_plan(layer(x)[1].expert_index, 6))
