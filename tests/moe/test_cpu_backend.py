@@ -199,7 +199,7 @@ def test_auto_leaves_other_dtypes_to_the_reference_and_the_name_refuses_them(dty
     auto = PhysicsGuidedMoE(16, 32).to(dtype)
     assert auto.backend_of(x_BTD) is REFERENCE
     assert auto(x_BTD)[0].dtype == dtype
-    with pytest.raises(InputError, match="expected: torch.float32 on cpu"):
+    with pytest.raises(InputError, match=r"expected: torch\.float32 on cpu"):
         PhysicsGuidedMoE(16, 32, backend="cpu").to(dtype)(x_BTD)
 
 
