@@ -286,8 +286,8 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def own_backend(requested: str, *, on_gpu: bool) -> str:
-    """The backend ratios are against: by itself the kernels on a GPU, which "auto" may not take yet, and the
-    experts in C++ where they work."""
+    """The backend ratios are against: by itself the kernels on a GPU, which "auto" may not take yet, and on a
+    CPU the experts in C++."""
     usable = {status.name for status in moe_backend_status() if status.usable}
     if requested != "auto":
         return resolve_moe_backend(requested)
