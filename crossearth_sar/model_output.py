@@ -55,5 +55,6 @@ def reaching_all(feature_maps: Sequence[Tensor], tokens: Tensor | None) -> list[
     alone: its gradient is then 0, not missing, for DDP waits for the gradient of every trained parameter."""
     *maps, last = feature_maps
     if tokens is not None and torch.is_grad_enabled():
-        last = last + 0 * tokens[:, 0].sum().to(last.dtype)
+        # Image by image: what is NaN in one is no other's.
+        last = last + 0 * tokens[:, 0].sum(1).to(last.dtype)[:, None, None, None]
     return [*maps, last]

@@ -30,7 +30,7 @@ def test_the_others_learn_the_reason(tmp_path: Path) -> None:
     heard = explain(LOST, tmp_path / "run", 0, peers, 7).words
     assert heard == "rank 0 lost its peers at step 7: rank 1 failed at step 7: KeyError: 'band'"
     assert not (tmp_path / "run" / "failure-rank0.txt").exists(), "an echo is no reason"
-    remove_old_words(tmp_path / "run")
+    remove_old_words(tmp_path / "run", "train")
     assert list((tmp_path / "run").iterdir()) == []
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,7 @@ from crossearth_sar.pseudo_labels.labelling import (
 )
 from crossearth_sar.pseudo_labels.pairs import OPTICAL_TWINS, Pair, pairs_of, require_paired, source_pairs
 from crossearth_sar.pseudo_labels.teachers import Teacher, adapter_teacher, open_teacher
+from crossearth_sar.whole import NotWritten
 
 SEVEN = SEVEN_CLASSES.names
 
@@ -120,12 +123,12 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     pairs, _ = pairs_of(tree(tmp_path, 1), "sar/*.*", "opt/*.*")
 
     def full(path: Path, target: Path) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     classes, output = teacher_class_map(SEVEN), tmp_path / "out"
     write_pseudo_labels([], output, level_teacher(), classes, LabelSettings())
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(NotWritten, match="no space"):
         write_pseudo_labels(pairs, output, level_teacher(), classes, LabelSettings())
     assert [path for path in output.rglob("*") if path.is_file()] == [output / "manifest.json"]
 
