@@ -66,8 +66,8 @@ CPU_ACTIVATION = "gelu"
 
 
 CPU_WIDEST_AUTO = 384
-"""So wide are tokens, at most, where "auto" takes the experts in C++: there they are the faster; at 768 and
-1024, with the backward, torch's products are (bench/reports/moe-layer-cpu)."""
+"""So wide are tokens, at most, where "auto" takes the experts in C++: there they are the faster
+(bench/reports/moe-layer-cpu); at 768 and 1024 it hangs on the threads who is (bench/reports/LOG.md)."""
 
 
 KERNEL_MAX_EXPERTS = 64
