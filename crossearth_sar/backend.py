@@ -6,7 +6,6 @@ takes the best that works and logs once what it took; where a call then runs on 
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 
 from crossearth_sar.errors import InputError, nearest
 from crossearth_sar.kernels.probe import triton_status
+from crossearth_sar.native import native_extension
 
 logger = logging.getLogger("crossearth_sar")
 
@@ -176,7 +176,7 @@ def descriptor_backend_status(device_type: str = "cpu") -> list[BackendStatus]:
 def extension_status() -> ExtensionStatus:
     """Of the C++ extension, built from csrc/ at install."""
     try:
-        extension = importlib.import_module("crossearth_sar._descriptors")
+        extension = native_extension()
     except ImportError as error:
         reason = f"the C++ extension is not built ({error}): pip install . where a C++17 compiler is"
         return ExtensionStatus(False, reason, False)

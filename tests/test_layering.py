@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "crossearth_sar"
 
 FLOORS = [
-    {"version", "errors", "spacing", "shipped"},
+    {"version", "errors", "spacing", "shipped", "native"},
     {"config_keys", "whole"},
     {"config", "folder_lock"},
     {"kernels", "decibels", "ground_scale"},

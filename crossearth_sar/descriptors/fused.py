@@ -8,12 +8,12 @@ B batch, H W pixels, h w patches.
 
 from __future__ import annotations
 
-import importlib
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from crossearth_sar.native import native_extension
 
 PIXEL_TYPES = {
     torch.float32: 0,
@@ -144,9 +144,3 @@ def image_batch(image_BHW: Tensor) -> Any:
     """Pointer, type, sizes and strides, as csrc takes them."""
     kind = PIXEL_TYPES[image_BHW.dtype]
     return native_extension().ImageBatch(image_BHW.data_ptr(), kind, *image_BHW.shape, *image_BHW.stride())
-
-
-@cache
-def native_extension() -> Any:
-    """The compiled module; backend.py says whether it is there."""
-    return importlib.import_module("crossearth_sar._descriptors")

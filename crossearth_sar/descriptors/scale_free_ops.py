@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from crossearth_sar.backend import log_once, resolve_descriptor_backend
-from crossearth_sar.descriptors.fused import image_batch, native_extension, readable
+from crossearth_sar.descriptors.fused import image_batch, readable
 from crossearth_sar.descriptors.ops import refuse_nonfinite, validated_image
 from crossearth_sar.descriptors.scale_free import MIN_PATCH, reference_scale_free
 from crossearth_sar.errors import InputError
+from crossearth_sar.native import native_extension
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ class RunningStandardizer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _refuse_worker(self) -> None:
-        if torch.compiler.is_compiling():  # the question would break the graph; it is a training's
+        if torch.compiler.is_compiling():  # the question would break the graph, and no worker compiles
             return
         worker = get_worker_info()
         if worker is not None:

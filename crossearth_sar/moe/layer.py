@@ -43,7 +43,8 @@ class PhysicsGuidedMoE(nn.Module):
         expert: what an expert is, its activation included; None is linear, `activation`, linear.
         backend: "auto" | "reference" | "cpu" | "triton" | "megablocks" | "grouped_mm", resolved here, once.
             "auto" takes the best that works for tokens where they are, and the reference in a dtype that the
-            best is not made for. A backend asked for by name is never replaced.
+            best is not made for. A backend asked for by name is never replaced, but in what torch.export
+            writes: that is plain torch whatever is asked for, to run where this package is not.
         device, dtype: of the parameters. On "meta" nothing is drawn: `to_empty(device=…)` is to follow, then
             `reset_parameters()` or a state dict.
 

@@ -123,3 +123,8 @@ class ComposingBackend(Backend, ABC):
     @abstractmethod
     def grouped_linear(self, plan: DispatchPlan, rows: int) -> GroupedLinear:
         """The linear map of `rows` = N rows grouped as in `plan`; what all its calls share is done here."""
+
+
+def sum_choices(rows_AD: Tensor, top_k: int) -> Tensor:
+    """(T * K, D) rows of assignments -> (T, D): each token's choices added up."""
+    return rows_AD if top_k == 1 else rows_AD.unflatten(0, (-1, top_k)).sum(1)

@@ -9,15 +9,20 @@ T tokens, N routed rows, A = T*K assignments, D dim, F hidden, E experts, K top-
 
 from __future__ import annotations
 
-import importlib
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossearth_sar.errors import InputError
-from crossearth_sar.moe.backends.base import DispatchPlan, ExpertWeights, FFNGradients, FusedBackend
+from crossearth_sar.moe.backends.base import (
+    DispatchPlan,
+    ExpertWeights,
+    FFNGradients,
+    FusedBackend,
+    sum_choices,
+)
+from crossearth_sar.native import native_extension
 
 
 class Cpu(FusedBackend):
@@ -41,11 +46,11 @@ class Cpu(FusedBackend):
         rows, source_row_N = x_TD.shape[0] * plan.top_k, _source_row(plan)
         y_AD = x_TD.new_empty(rows, dim)
         pre_NF = x_TD.new_empty(rows, hidden_dim) if save_pre else None
-        _extension().ffn_forward(
+        native_extension().ffn_forward(
             _routed(plan, source_row_N), _experts(weights), _address(x_TD), _address(gate_A),
             torch.get_num_threads(), instruction_set(), _address(y_AD), _address(pre_NF),
         )  # fmt: skip
-        return _sum_choices(y_AD, plan.top_k), pre_NF
+        return sum_choices(y_AD, plan.top_k), pre_NF
 
     def backward(
         self,
@@ -65,25 +70,19 @@ class Cpu(FusedBackend):
         dx_AD = x_TD.new_empty(x_TD.shape[0] * plan.top_k, x_TD.shape[1])
         dgate_A = None if gate_A is None else torch.empty_like(gate_A)
         dweights = ExpertWeights(*map(torch.empty_like, weights)) if want_weights else None
-        extension = _extension()
+        extension = native_extension()
         extension.ffn_backward(
             _routed(plan, source_row_N), _experts(weights), *map(_address, (dy_TD, x_TD, pre_NF, gate_A)),
             torch.get_num_threads(), instruction_set(),
             extension.FfnGradients(*map(_address, (dx_AD, dgate_A, *(dweights or (None,) * 4)))),
         )  # fmt: skip
-        return FFNGradients(_sum_choices(dx_AD, plan.top_k), dgate_A, dweights)
+        return FFNGradients(sum_choices(dx_AD, plan.top_k), dgate_A, dweights)
 
 
 def instruction_set() -> str:
     """The best that this processor has, "avx512" or "avx2"."""
-    best: str = _extension().ffn_instruction_sets()[0]
+    best: str = native_extension().ffn_instruction_sets()[0]
     return best
-
-
-@cache
-def _extension() -> Any:
-    """The compiled module; backend.py says whether it is there."""
-    return importlib.import_module("crossearth_sar._descriptors")
 
 
 def _require_what_it_knows(x_TD: Tensor, activation: str) -> None:
@@ -98,12 +97,12 @@ def _require_what_it_knows(x_TD: Tensor, activation: str) -> None:
 
 def _routed(plan: DispatchPlan, source_row_N: Tensor | None) -> Any:
     experts = plan.offsets.shape[0] - 1
-    return _extension().RoutedRows(_address(source_row_N), _address(plan.offsets), experts, plan.top_k)
+    return native_extension().RoutedRows(_address(source_row_N), _address(plan.offsets), experts, plan.top_k)
 
 
 def _experts(weights: ExpertWeights) -> Any:
     hidden_dim, dim = weights.w1_EFD.shape[1:]
-    return _extension().Experts(*map(_address, weights), dim, hidden_dim)
+    return native_extension().Experts(*map(_address, weights), dim, hidden_dim)
 
 
 def _source_row(plan: DispatchPlan) -> Tensor | None:
@@ -120,7 +119,3 @@ def _dense(gate_A: Tensor | None) -> Tensor | None:
 
 def _row_major(weights: ExpertWeights) -> ExpertWeights:
     return ExpertWeights(*(weight.contiguous() for weight in weights))
-
-
-def _sum_choices(rows_AD: Tensor, top_k: int) -> Tensor:
-    return rows_AD if top_k == 1 else rows_AD.unflatten(0, (-1, top_k)).sum(1)

@@ -26,6 +26,7 @@ from crossearth_sar.moe.backends.base import (
     FFNGradients,
     FusedBackend,
     GroupedLinear,
+    sum_choices,
 )
 from crossearth_sar.moe.backends.grouped_linear import grouped_linear
 
@@ -64,7 +65,7 @@ class Reference(FusedBackend, ComposingBackend):
             out_MD = y_AD[block.lo : block.hi] if in_place else out_buffer_MD[:size]
             torch.addmm(b2_ED[e], act_MF, w2_EDF[e].t(), out=out_MD)
             _scatter(y_AD, out_MD, gate_A, plan, block)
-        return _sum_choices(y_AD, plan.top_k), pre_NF
+        return sum_choices(y_AD, plan.top_k), pre_NF
 
     def backward(
         self,
@@ -106,7 +107,7 @@ class Reference(FusedBackend, ComposingBackend):
             torch.mm(dpre_MF, w1_EFD[e], out=dx_MD)
             _scatter(dx_AD, dx_MD, None, plan, block)
         dweights = None if gradients is None else gradients.tensors()
-        return FFNGradients(_sum_choices(dx_AD, plan.top_k), dgate_A, dweights)
+        return FFNGradients(sum_choices(dx_AD, plan.top_k), dgate_A, dweights)
 
     def grouped_linear(self, plan: DispatchPlan, rows: int) -> GroupedLinear:
         def linear(rows_NI: Tensor, weight_EJI: Tensor, bias_EJ: Tensor | None) -> Tensor:
@@ -215,10 +216,6 @@ def _put_of_block(values_A: Tensor, new_M: Tensor, plan: DispatchPlan, block: _B
         values_A[block.lo : block.hi] = new_M
     else:
         values_A.index_copy_(0, plan.source_row[block.lo : block.hi].long(), new_M)
-
-
-def _sum_choices(rows_AD: Tensor, top_k: int) -> Tensor:
-    return rows_AD if top_k == 1 else rows_AD.unflatten(0, (-1, top_k)).sum(1)
 
 
 def _activate(pre_MF: Tensor, activation: str, *, out_MF: Tensor) -> Tensor:
